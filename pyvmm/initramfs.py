@@ -1,0 +1,68 @@
+"""The guest's first file system: init, and the modules that it inserts.
+
+Uncompressed cpio of the "newc" kind (Linux's Documentation/driver-api/early-userspace/
+buffer-format.rst): the host would spend longer packing it than the guest reading it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyvmm.cache import cache_dir
+from pyvmm.kernel.store import Kernel, identity
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file, directory or device; ``mode`` includes its type, ``device`` is (major, minor)."""
+
+    path: str
+    mode: int
+    data: bytes = b""
+    device: tuple[int, int] = (0, 0)
+
+
+def cpio(entries: Iterable[Entry]) -> bytes:
+    """Return the archive of ``entries`` (parents first), all owned by root and of time 0."""
+    out = bytearray()
+    for number, entry in enumerate([*entries, Entry("TRAILER!!!", 0)], start=1):
+        name = entry.path.lstrip("/").encode() + b"\0"
+        links = 2 if stat.S_ISDIR(entry.mode) else 1
+        fields = (number, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0)
+        fields += (*entry.device, len(name), 0)
+        out += b"070701" + b"".join(b"%08X" % field for field in fields) + name
+        out += bytes(-len(out) % 4)
+        out += entry.data
+        out += bytes(-len(out) % 4)
+    return bytes(out)
+
+
+def build(init: bytes, modules: Sequence[Path] = ()) -> bytes:
+    """Return the initramfs: /init, /dev/console, the mount point /root, /modules/00.ko and on."""
+    entries = [
+        Entry("/dev", stat.S_IFDIR | 0o755),
+        Entry("/dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+        Entry("/root", stat.S_IFDIR | 0o755),
+        Entry("/init", stat.S_IFREG | 0o755, init),
+        Entry("/modules", stat.S_IFDIR | 0o755),
+    ]
+    entries += [
+        Entry(f"/modules/{index:02}.ko", stat.S_IFREG | 0o644, module.read_bytes())
+        for index, module in enumerate(modules)
+    ]
+    return cpio(entries)
+
+
+def initramfs_for(kernel: Kernel, init: Path) -> Path:
+    """Return the file with ``kernel``'s initramfs around ``init``, made if it is not in the cache."""
+    suffix = f"-{kernel.modules[0].parent.parent.name}" if kernel.modules else ""
+    path = cache_dir("initramfs") / f"{identity(init)}{suffix}.cpio"
+    if not path.exists():
+        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh.write_bytes(build(init.read_bytes(), kernel.modules))
+        fresh.replace(path)
+    return path

@@ -1,0 +1,110 @@
+"""The vmlinux inside a bzImage (Linux's Documentation/arch/x86/boot.rst, the setup header)."""
+
+from __future__ import annotations
+
+import importlib
+import struct
+from collections.abc import Callable
+
+from pyvmm.errors import KernelError
+
+_SETUP_SECTS = 0x1F1  # 512-byte sectors of real-mode code after the first; 0 means 4
+_MAGIC = 0x202  # "HdrS", then the protocol's version
+_PAYLOAD = 0x248  # u32 offset from the protected-mode code, u32 length
+_HEADER_END = 0x250
+_PROTOCOL_2_08 = 0x208  # the first that tells where the payload is
+
+
+def is_bzimage(head: bytes) -> bool:
+    """Tell a bzImage by the first 0x250 bytes of the file."""
+    return head[_MAGIC : _MAGIC + 4] == b"HdrS"
+
+
+def unpack(data: bytes) -> bytes:
+    """Return the ELF vmlinux that the bzImage carries.
+
+    Raises KernelError: too old a boot protocol, an unknown or damaged compression.
+    """
+    if len(data) < _HEADER_END:
+        raise KernelError("bzImage is cut short")
+    (protocol,) = struct.unpack_from("<H", data, _MAGIC + 4)
+    if protocol < _PROTOCOL_2_08:
+        raise KernelError(
+            f"bzImage has boot protocol {protocol >> 8}.{protocol & 0xFF:02}; 2.08 is the oldest known"
+        )
+    offset, length = struct.unpack_from("<II", data, _PAYLOAD)
+    start = ((data[_SETUP_SECTS] or 4) + 1) * 512 + offset
+    payload = data[start : start + length]
+    if len(payload) < length or not length:
+        raise KernelError("bzImage is cut short")
+    for magic, name, decompress in _FORMATS:
+        if payload.startswith(magic):
+            break
+    else:
+        raise KernelError(f"bzImage has an unknown compression (it starts with {payload[:4].hex()})")
+    try:
+        return decompress(payload)
+    except KernelError:
+        raise
+    except Exception as error:  # each decompressor has its own
+        raise KernelError(f"bzImage has damaged {name} data: {error}") from error
+
+
+# Each payload but gzip's, which has it anyway, is followed by the unpacked size (32 bits): the
+# decompressors stop at the stream's end and ignore it.
+
+
+def _gzip(data: bytes) -> bytes:
+    import zlib
+
+    stream = zlib.decompressobj(wbits=31)
+    return _whole(stream.decompress(data), stream.eof)
+
+
+def _xz(data: bytes) -> bytes:
+    import lzma
+
+    stream = lzma.LZMADecompressor()
+    return _whole(stream.decompress(data), stream.eof)
+
+
+def _bzip2(data: bytes) -> bytes:
+    import bz2
+
+    stream = bz2.BZ2Decompressor()
+    return _whole(stream.decompress(data), stream.eof)
+
+
+def _zstd(data: bytes) -> bytes:
+    for module in ("compression.zstd", "backports.zstd"):  # the first is Python 3.14's own
+        try:
+            zstd = importlib.import_module(module)
+            break
+        except ModuleNotFoundError:
+            pass
+    else:
+        raise KernelError("this bzImage needs zstd: pip install backports.zstd")
+    stream = zstd.ZstdDecompressor()
+    return _whole(stream.decompress(data), stream.eof)
+
+
+def _lz4(data: bytes) -> bytes:
+    from pyvmm.kernel import lz4
+
+    return lz4.decompress(data)
+
+
+def _whole(unpacked: bytes, complete: bool) -> bytes:
+    if not complete:
+        raise ValueError("cut short")
+    return unpacked
+
+
+_FORMATS: tuple[tuple[bytes, str, Callable[[bytes], bytes]], ...] = (
+    (b"\x1f\x8b", "gzip", _gzip),
+    (b"\xfd7zXZ\0", "xz", _xz),
+    (b"\x5d\0\0", "lzma", _xz),
+    (b"BZh", "bzip2", _bzip2),
+    (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
+    (b"\x02\x21\x4c\x18", "lz4", _lz4),
+)

@@ -1,0 +1,69 @@
+"""What boot code must know of an ELF kernel, read with pyelftools."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Collection
+
+from pyvmm.errors import KernelError
+from pyvmm.kernel.store import Image, Segment
+
+_PHYS32_ENTRY = 18  # XEN_ELFNOTE_PHYS32_ENTRY, xen/include/public/elfnote.h
+
+# Linux carries its driver's name only where the driver is compiled in: module, as messages call it,
+# and bytes that are in the image then.
+_DRIVERS = (
+    ("virtio_mmio", "virtio-mmio", b"virtio-mmio\0"),
+    ("virtio_blk", "virtio-blk", b"virtio_blk\0"),
+    ("vmw_vsock_virtio_transport", "virtio-vsock", b"vmw_vsock_virtio_transport\0"),
+    ("ext4", "ext4", b"EXT4-fs"),
+)
+_ACPI = b"ACPI: Interpreter enabled"
+_COMMAND_LINE_DEVICES = b"virtio_mmio.device\0"
+
+
+def inspect(data: bytes, modules: Collection[str] = ()) -> Image:
+    """Read an ELF vmlinux; ``modules`` (names with underscores) come with it.
+
+    Raises KernelError if it is no x86-64 Linux, has no entry that pyvmm knows, or lacks drivers.
+    """
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
+    try:
+        elf = ELFFile(io.BytesIO(data))
+        if elf.elfclass != 64 or elf["e_machine"] != "EM_X86_64":
+            raise KernelError(f"not an x86-64 kernel ({elf.get_machine_arch()})")
+        segments = tuple(
+            Segment(s["p_offset"], s["p_filesz"], s["p_paddr"], s["p_memsz"])
+            for s in elf.iter_segments("PT_LOAD")
+        )
+        pvh = next(
+            (
+                int.from_bytes(note["n_descdata"], "little")
+                for s in elf.iter_segments("PT_NOTE")
+                for note in s.iter_notes()
+                if note["n_name"] == "Xen" and note["n_type"] == _PHYS32_ENTRY
+            ),
+            None,
+        )
+        entry = elf["e_entry"]
+    except (ELFError, ValueError, UnicodeError) as error:
+        raise KernelError(f"damaged ELF: {error}") from error
+    if any(s.offset + s.filesz > len(data) or s.filesz > s.memsz for s in segments):
+        raise KernelError("damaged ELF: a segment reaches beyond the file")
+    banner = re.search(rb"Linux version (\d\S*) ", data)
+    if banner is None:
+        raise KernelError("an ELF file, but not a Linux kernel")
+    if pvh is None and not any(s.paddr <= entry < s.paddr + s.filesz for s in segments):
+        raise KernelError("neither a PVH note nor a 64-bit entry in a loaded segment")
+    acpi = _ACPI in data
+    missing = [
+        name for module, name, mark in _DRIVERS if module not in modules and mark not in data
+    ]
+    if not missing and not acpi and _COMMAND_LINE_DEVICES not in data:
+        missing = ["a way to find devices (ACPI or VIRTIO_MMIO_CMDLINE_DEVICES)"]
+    if missing:
+        raise KernelError(f"the kernel has no built-in {', '.join(missing)}")
+    return Image(banner[1].decode("ascii", "replace"), entry, pvh, segments, acpi)
