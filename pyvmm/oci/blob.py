@@ -1,0 +1,64 @@
+"""Blobs: stretches of files that have a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pyvmm.errors import ImageError
+
+# image-spec descriptor.md, "Registered Algorithms". The digest names a file: nothing else may pass.
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
+_CHUNK = 1 << 20
+
+
+def checked_digest(text: str, where: str) -> str:
+    """Return ``text`` if it is a digest of a known algorithm; ImageError otherwise."""
+    if not _DIGEST.fullmatch(text):
+        raise ImageError(f"{where}: {text[:100]!r} is not a sha256 or sha512 digest")
+    return text
+
+
+@dataclass(frozen=True)
+class Blob:
+    """``size`` bytes at ``offset`` of the file ``path``. ``name`` is for messages."""
+
+    name: str
+    path: Path
+    offset: int
+    size: int
+
+    def open(self) -> BinaryIO:
+        """Open the file, at the blob's first byte."""
+        try:
+            file = self.path.open("rb")
+        except OSError as error:
+            raise ImageError(f"{self.name}: cannot be read: {error.strerror}") from None
+        file.seek(self.offset)
+        return file
+
+    def read(self) -> bytes:
+        """All of the blob. The caller has looked at ``size``."""
+        with self.open() as file:
+            data = file.read(self.size)
+        if len(data) != self.size:
+            raise ImageError(f"{self.name}: cut short: {len(data)} of {self.size} bytes")
+        return data
+
+    def verify(self, digest: str) -> None:
+        """Compare the blob with its digest; ImageError if it differs."""
+        algorithm = digest.partition(":")[0]
+        hasher = hashlib.new(algorithm)
+        left = self.size
+        with self.open() as file:
+            while left and (data := file.read(min(left, _CHUNK))):
+                hasher.update(data)
+                left -= len(data)
+        found = f"{algorithm}:{hasher.hexdigest()}"
+        if found != digest:
+            raise ImageError(
+                f"{self.name}: damaged: its contents have the digest {found}; fetch the image again"
+            )

@@ -1,0 +1,72 @@
+"""What an image is, once it has been found and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import BinaryIO
+
+from pyvmm.oci.blob import Blob
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How the image wants its program run (image-spec config.md, "config")."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    workdir: str = ""
+    user: str = ""
+    stop_signal: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: a tar stream, usually compressed.
+
+    ``digest`` and ``size`` (bytes) are the blob's, ``diff_id`` is the digest of the uncompressed
+    stream. In a ``docker save`` archive the blob has no digest of its own: it is the diff_id.
+    """
+
+    digest: str
+    size: int
+    media_type: str
+    diff_id: str
+    blob: Blob
+
+    def open(self) -> BinaryIO:
+        """The file that holds the blob, which starts at ``blob.offset``."""
+        return self.blob.open()
+
+    def verify(self) -> None:
+        """Read the blob and compare it with its digest; ImageError if it differs."""
+        if self.digest != self.diff_id:  # else the stream is the blob, and hashed as it is used
+            self.blob.verify(self.digest)
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image for one platform. ``digest`` identifies its configuration and layers.
+
+    Layers are opened as they are read and nothing is kept open between, so ``close`` has nothing
+    to do; it belongs to the interface for kinds of images that are not files.
+    """
+
+    digest: str
+    config: ImageConfig
+    layers: tuple[Layer, ...]
+
+    def close(self) -> None:
+        """Let go of the image."""
+
+    def __enter__(self) -> Image:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
