@@ -1,0 +1,73 @@
+/* The life of a guest, from the kernel's exec of /init to the reset. */
+#include <linux/prctl.h>
+#include <linux/time.h>
+
+#include "init.h"
+#include "sys.h"
+
+/*
+ * The kernel drops a fatal signal to init unless init handles it, so blocking them all loses
+ * nothing. Not dumpable, /proc/1 belongs to a root with capabilities: the program cannot look in.
+ */
+static void init_shield(void)
+{
+	const sigset_t all = ~0ul;
+
+	sys_rt_sigprocmask(SIG_SETMASK, &all, NULL, sizeof(all));
+	sys_prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	sys_umask(0);
+}
+
+static void clock_set(uint64_t ns)
+{
+	struct sys_time t = {
+		.sec = ns / NSEC_PER_SEC,
+		.nsec = ns % NSEC_PER_SEC,
+	};
+	long err = sys_clock_settime(CLOCK_REALTIME, &t);
+
+	if (err < 0)
+		fail_errno(CODE_INTERNAL, "clock", err);
+}
+
+void init_main(void)
+{
+	uint64_t init_ns = clock_ns();
+	struct exit_report report = {0};
+	struct config config = {0};
+	struct program program;
+	struct user user;
+	uint32_t length;
+	char *data;
+
+	host_open_ports();
+	host_mark(MARK_INIT);
+	init_shield();
+	boot_console();
+	boot_modules();
+
+	/* Connected first, so that the host hears why anything below failed; the disk is mounted
+	 * while the host answers HELLO. */
+	proto_fd = host_connect();
+	proto_hello(init_ns);
+	boot_disk();
+	data = proto_read_config(&length);
+	config_parse(&config, data, length);
+	if (config.clock_ns)
+		clock_set(config.clock_ns);
+
+	mounts_make(config.privileged);
+	mounts_switch_root();
+	if (!config.privileged)
+		mounts_protect();
+	net_loopback();
+	net_names(config.hostname);
+	user_resolve(&user, config.user);
+
+	spawn_program(&program, &config, &user);
+	pump_run(&program, &report);
+	usage_collect(&report);
+	proto_send(FRAME_EXIT, 0, &report, sizeof(report));
+	files_send(&config);
+	proto_finish();
+}

@@ -1,0 +1,859 @@
+"""The guest's init, run natively: PID 1 of new namespaces, driven over a socket pair.
+
+Everything but the ports, the vsock connection and the disk (host.c and boot.c) is the code that
+runs in a guest; init_harness.c stands in for those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+INIT = HERE.parent.parent / "init"
+
+HELLO, STARTED, STDOUT, STDERR, EXIT, FILE_BEGIN, FILE_DATA, FILE_END, FAILED, END, TAKEN = range(
+    1, 12
+)
+CONFIG, STDIN, KILL = 1, 2, 3
+ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, STDIN_PIPE, PRIVILEGED, CLOCK = range(1, 10)
+
+EXIT_FIELDS = (
+    "code",
+    "signal",
+    "end_ns",
+    "user_us",
+    "system_us",
+    "peak_rss",
+    "minor_faults",
+    "major_faults",
+    "block_in",
+    "block_out",
+    "voluntary",
+    "involuntary",
+    "steal_ns",
+    "oom_kills",
+)
+
+PASSWD = """\
+root:x:0:0:root:/root:/bin/sh
+# a comment, and then lines that no parser should trip over
+
+broken
+negative:x:-1:-1::/:
+alice:x:1000:1000:Alice:/home/alice:/bin/sh
+homeless:x:1001:1001:::
+"""
+GROUP = """\
+root:x:0:
+wheel:x:10:root,alice
+short
+audio:x:29:bob,alice
+alice:x:1000:
+staff:x:50:alicex
+"""
+
+
+def record(key: int, value: bytes | str | int) -> bytes:
+    if isinstance(value, int):
+        value = bytes([value])
+    data = value.encode() if isinstance(value, str) else value
+    return struct.pack("<HHI", key, 0, len(data)) + data
+
+
+def frame(kind: int, payload: bytes = b"") -> bytes:
+    return struct.pack("<IHH", len(payload), kind, 0) + payload
+
+
+@dataclass
+class Run:
+    """What one run of init sent, in order."""
+
+    frames: list[tuple[int, int, bytes]] = field(default_factory=list)
+    marks: bytes = b""
+    console: str = ""
+
+    def of(self, kind: int) -> list[bytes]:
+        return [payload for k, _, payload in self.frames if k == kind]
+
+    @property
+    def stdout(self) -> bytes:
+        return b"".join(self.of(STDOUT))
+
+    @property
+    def stderr(self) -> bytes:
+        return b"".join(self.of(STDERR))
+
+    @property
+    def exit(self) -> dict[str, int]:
+        (payload,) = self.of(EXIT)
+        return dict(zip(EXIT_FIELDS, struct.unpack("<IIQ11Q", payload), strict=True))
+
+    @property
+    def failed(self) -> tuple[int, str]:
+        (payload,) = self.of(FAILED)
+        return struct.unpack("<I", payload[:4])[0], payload[4:].decode()
+
+    def file(self, index: int) -> tuple[int, bytes, int]:
+        """The errors at its beginning and end, and its bytes."""
+        own = [
+            (k, p)
+            for k, i, p in self.frames
+            if k in (FILE_BEGIN, FILE_DATA, FILE_END) and i == index
+        ]
+        assert own[0][0] == FILE_BEGIN
+        assert own[-1][0] == FILE_END
+        first, last = struct.unpack("<i", own[0][1][:4])[0], struct.unpack("<i", own[-1][1])[0]
+        return first, b"".join(p for k, p in own[1:-1]), last
+
+
+class Guest:
+    """One init in its namespaces, and the host's end of its connection."""
+
+    def __init__(self, harness: Path, root: Path) -> None:
+        self.sock, theirs = socket.socketpair()
+        self.sock.settimeout(60)
+        marks, marks_write = os.pipe()
+        self.marks = marks
+        root_fd = os.open(root, os.O_PATH)
+        # Out of the way of 3, 4 and 5, which the harness wants.
+        high = [
+            fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (theirs.fileno(), root_fd, marks_write)
+        ]
+
+        def place() -> None:
+            for at, fd in enumerate(high, 3):
+                os.dup2(fd, at)
+
+        self.process = subprocess.Popen(
+            [
+                "unshare",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount",
+                "--net",
+                "--uts",
+                "--ipc",
+                str(harness),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=place,
+            pass_fds=(3, 4, 5),
+        )
+        for fd in (*high, root_fd, marks_write):
+            os.close(fd)
+        theirs.close()
+        self.run = Run()
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            got = self.sock.recv(size - len(data))
+            if not got:
+                raise EOFError(data)
+            data += got
+        return data
+
+    def receive(self) -> tuple[int, int, bytes]:
+        length, kind, index = struct.unpack("<IHH", self._exactly(8))
+        assert length <= 65536
+        got = (kind, index, self._exactly(length))
+        self.run.frames.append(got)
+        return got
+
+    def until(self, kind: int) -> bytes:
+        while True:
+            got, _, payload = self.receive()
+            if got == kind:
+                return payload
+            assert got != END, self.run.frames
+
+    def finish(self) -> Run:
+        """Reads to END (or to the connection's end), closes, and waits for the reset."""
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            while not self.run.frames or self.run.frames[-1][0] != END:
+                self.receive()
+        self.close()
+        return self.run
+
+    def close(self) -> None:
+        self.sock.close()
+        out, _ = self.process.communicate(timeout=30)
+        self.run.console = out.decode(errors="replace")
+        self.run.marks = os.read(self.marks, 100)
+        os.close(self.marks)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """init itself, the harness and the probe."""
+    if not shutil.which("make") or not shutil.which("gcc"):
+        pytest.skip("needs make and gcc")
+    out = tmp_path_factory.mktemp("init")
+    make = ["make", "-s", "-C", str(INIT), f"BUILD={out}", f"OUT={out / 'init'}"]
+    subprocess.run(make, check=True)
+    subprocess.run([*make, f"HARNESS={HERE / 'init_harness.c'}", f"{out}/harness"], check=True)
+    subprocess.run(
+        ["gcc", "-static", "-O1", "-o", out / "probe", HERE / "init_harness_probe.c"], check=True
+    )
+    return out
+
+
+@pytest.fixture
+def root(tmp_path: Path, built: Path) -> Path:
+    """An image's tree: this machine's /usr, and the rest made here."""
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("needs root and unshare(1) to make namespaces")
+    if not Path("/bin").is_symlink():
+        pytest.skip("needs a machine whose /bin is in /usr")
+    root = tmp_path / "root"
+    (root / "usr").mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / name).symlink_to(f"usr/{name}")
+    (root / "etc").mkdir()
+    (root / "etc/passwd").write_text(PASSWD)
+    (root / "etc/group").write_text(GROUP)
+    (root / "home/alice").mkdir(parents=True)
+    shutil.copy(built / "probe", root / "probe")
+    # pytest's own directories are closed to others, which alice must not notice.
+    root.chmod(0o755)
+    return root
+
+
+@pytest.fixture
+def guest(built: Path, root: Path):
+    guests: list[Guest] = []
+
+    def start() -> Guest:
+        guests.append(Guest(built / "harness", root))
+        return guests[-1]
+
+    yield start
+    for g in guests:
+        g.process.kill()
+        g.process.wait()
+        g.sock.close()
+
+
+@pytest.fixture
+def run(guest):
+    """Runs a command to the end, with further records."""
+
+    def go(*args: str, records: bytes = b"") -> Run:
+        g = guest()
+        g.send(frame(CONFIG, b"".join(record(ARG, a) for a in args) + records))
+        return g.finish()
+
+    return go
+
+
+@pytest.fixture
+def shell(run):
+    def go(script: str, records: bytes = b"") -> Run:
+        return run("/bin/sh", "-c", script, records=records)
+
+    return go
+
+
+# The binary
+
+
+def test_static_and_small(built: Path) -> None:
+    binary = built / "init"
+    assert binary.stat().st_size < 100_000
+    if shutil.which("readelf"):
+        headers = subprocess.run(
+            ["readelf", "-lW", binary], capture_output=True, text=True, check=True
+        ).stdout
+        assert "INTERP" not in headers
+        assert "DYNAMIC" not in headers
+        assert "RWE" not in headers
+
+
+# A plain run
+
+
+def test_order_of_frames(run) -> None:
+    r = run("echo", "hello", "world")
+    assert not r.of(FAILED), r.failed
+    assert [k for k, _, _ in r.frames] == [HELLO, STARTED, STDOUT, EXIT, END]
+    assert r.stdout == b"hello world\n"
+    assert r.marks == b"\x01\x02\x03"
+    assert r.console == ""
+    version, cpus, init_ns, memory = struct.unpack("<IIQQ", r.of(HELLO)[0])
+    start_ns = struct.unpack("<Q", r.of(STARTED)[0])[0]
+    assert version == 1
+    assert cpus == len(os.sched_getaffinity(0))
+    assert memory > 1 << 20
+    assert init_ns < start_ns < r.exit["end_ns"] < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+@pytest.mark.parametrize("code", [0, 1, 42, 255])
+def test_exit_code(shell, code: int) -> None:
+    r = shell(f"exit {code}")
+    assert (r.exit["code"], r.exit["signal"]) == (code, 0)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_death_by_signal(shell, sig: int) -> None:
+    r = shell(f"kill -{int(sig)} $$")
+    assert (r.exit["code"], r.exit["signal"]) == (128 + sig, sig)
+
+
+def test_usage(shell) -> None:
+    r = shell("i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo > /written; sleep 0.05")
+    e = r.exit
+    assert 10_000 < e["user_us"] < 60_000_000
+    assert 100 << 10 < e["peak_rss"] < 1 << 30
+    assert e["minor_faults"] > 10
+    assert e["voluntary"] >= 1
+    assert e["oom_kills"] == 0
+
+
+def test_large_binary_output_on_both_streams(shell, root: Path) -> None:
+    size = 8 << 20
+    for name in ("a", "b"):
+        (root / name).write_bytes(os.urandom(size))
+    r = shell("cat /a & cat /b >&2; wait")
+    assert r.stdout == (root / "a").read_bytes()
+    assert r.stderr == (root / "b").read_bytes()
+
+
+def test_output_is_live(guest) -> None:
+    g = guest()
+    g.send(
+        frame(
+            CONFIG,
+            record(ARG, "/bin/sh")
+            + record(ARG, "-c")
+            + record(ARG, "echo now; read line")
+            + record(STDIN_PIPE, 1),
+        )
+    )
+    assert g.until(STDOUT) == b"now\n"
+    g.send(frame(STDIN, b"go\n"))
+    assert g.finish().exit["code"] == 0
+
+
+def test_a_slow_host_loses_nothing(guest) -> None:
+    g = guest()
+    g.send(frame(CONFIG, b"".join(record(ARG, a) for a in ("head", "-c", "3000000", "/dev/zero"))))
+    time.sleep(0.5)
+    assert len(g.finish().stdout) == 3_000_000
+
+
+def test_streams_closed_early(shell) -> None:
+    r = shell("exec >&- 2>&-; sleep 0.1; exit 3")
+    assert r.exit["code"] == 3
+
+
+# What cannot be started
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "text"),
+    [
+        ("nothing-here", 127, "executable file not found in $PATH"),
+        ("", 127, "executable file not found in $PATH"),
+        ("/nothing/here", 127, "no such file or directory"),
+        ("/etc", 126, "permission denied"),
+        ("/etc/passwd", 126, "permission denied"),
+        ("/no-shebang", 126, "exec format error"),
+        ("/missing-interpreter", 127, "no such file or directory"),
+        ("/etc/passwd/x", 126, "not a directory"),
+    ],
+)
+def test_cannot_execute(run, root: Path, program: str, code: int, text: str) -> None:
+    for name, content in (("no-shebang", "echo hi"), ("missing-interpreter", "#!/none\n")):
+        (root / name).write_text(content)
+        (root / name).chmod(0o755)
+    r = run(program)
+    assert [k for k, _, _ in r.frames] == [HELLO, FAILED, END]
+    assert r.failed == (code, f'exec: "{program}": {text}')
+    assert f'exec: "{program}"' in r.console
+
+
+def test_path_search(run, root: Path) -> None:
+    (root / "one/tool").mkdir(parents=True)
+    (root / "closed").mkdir(mode=0o700)
+    (root / "two").mkdir()
+    tool = root / "two/tool"
+    tool.write_text("#!/bin/sh\necho two\n")
+    path = record(ENV, "PATH=/none:/etc/passwd:/closed:/one:/two:/bin")
+    tool.chmod(0o644)
+    assert run("tool", records=path + record(USER, "alice")).failed == (
+        126,
+        'exec: "tool": permission denied',
+    )
+    tool.chmod(0o755)
+    assert run("tool", records=path + record(USER, "alice")).stdout == b"two\n"
+    assert run("nix", records=path + record(USER, "alice")).failed[0] == 127
+
+
+# Environment, directory, user
+
+
+def test_default_environment(run) -> None:
+    r = run("env", records=record(HOSTNAME, "box"))
+    assert sorted(r.stdout.decode().split("\n")[:-1]) == [
+        "HOME=/root",
+        "HOSTNAME=box",
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "TERM=xterm",
+    ]
+
+
+def test_later_environment_wins(run) -> None:
+    pairs = ["A=1", "B=x=y", "A=2", "AB=3", "EMPTY=", "HOME=/h", "TERM=vt", "PATH=/bin", "A=3"]
+    r = run("env", records=b"".join(record(ENV, p) for p in pairs))
+    assert sorted(r.stdout.decode().split()) == [
+        "A=3",
+        "AB=3",
+        "B=x=y",
+        "EMPTY=",
+        "HOME=/h",
+        "PATH=/bin",
+        "TERM=vt",
+    ]
+
+
+def test_long_arguments(run) -> None:
+    long = "x" * 100_000
+    assert run("echo", long).stdout == long.encode() + b"\n"
+    assert run("echo", "x" * 200_000).failed == (126, 'exec: "echo": argument list too long')
+
+
+def test_workdir(shell, root: Path) -> None:
+    r = shell("pwd; stat -c %a . ..", records=record(WORKDIR, "/deep//er/still/"))
+    assert r.stdout.split() == [b"/deep/er/still", b"755", b"755"]
+    (root / "link").symlink_to("/deep")
+    assert shell("pwd -P", records=record(WORKDIR, "/link/b")).stdout == b"/deep/b\n"
+    assert shell("pwd").stdout == b"/\n"
+
+
+def test_workdir_that_cannot_be(run) -> None:
+    code, text = run("pwd", records=record(WORKDIR, "/etc/passwd")).failed
+    assert (code, text) == (125, 'working directory "/etc/passwd": not a directory')
+
+
+def test_workdir_closed_to_the_user(shell, root: Path) -> None:
+    (root / "private").mkdir(mode=0o700)
+    r = shell("id -u", records=record(WORKDIR, "/private") + record(USER, "alice"))
+    assert r.stdout == b"1000\n"
+
+
+@pytest.mark.parametrize(
+    ("user", "uid", "gid", "groups", "home"),
+    [
+        ("", 0, 0, "0 10", "/root"),
+        ("root", 0, 0, "0 10", "/root"),
+        ("alice", 1000, 1000, "1000 10 29", "/home/alice"),
+        ("1000", 1000, 1000, "1000 10 29", "/home/alice"),
+        ("alice:audio", 1000, 29, "29", "/home/alice"),
+        ("alice:50", 1000, 50, "50", "/home/alice"),
+        ("4242", 4242, 0, "0", "/"),
+        ("4242:4343", 4242, 4343, "4343", "/"),
+        ("homeless", 1001, 1001, "1001", "/"),
+    ],
+)
+def test_user(shell, user: str, uid: int, gid: int, groups: str, home: str) -> None:
+    r = shell("id -u; id -g; grep Groups /proc/self/status; echo $HOME", records=record(USER, user))
+    got_uid, got_gid, got_groups, got_home = r.stdout.decode().splitlines()
+    assert (int(got_uid), int(got_gid), got_home) == (uid, gid, home)
+    # The kernel keeps them sorted.
+    assert sorted(got_groups.split()[1:]) == sorted(groups.split())
+
+
+@pytest.mark.parametrize(
+    ("user", "text"),
+    [
+        ("nobody-here", "unable to find user nobody-here: no matching entries in passwd file"),
+        ("negative", "unable to find user negative: no matching entries in passwd file"),
+        ("alice:none", "unable to find group none: no matching entries in group file"),
+        ("4294967295", "uids and gids must be in range 0-2147483647"),
+        (
+            "99999999999999999999999",
+            "unable to find user 99999999999999999999999: no matching entries in passwd file",
+        ),
+    ],
+)
+def test_unknown_user(run, user: str, text: str) -> None:
+    assert run("id", records=record(USER, user)).failed == (125, text)
+
+
+def test_no_passwd_at_all(shell, root: Path) -> None:
+    (root / "etc/passwd").unlink()
+    os.mkfifo(root / "etc/passwd")
+    (root / "etc/group").unlink()
+    assert shell("echo $HOME").stdout == b"/\n"
+    assert shell("id -u", records=record(USER, "7")).stdout == b"7\n"
+
+
+def test_a_user_can_reopen_its_streams(shell) -> None:
+    r = shell(
+        "echo a > /dev/stdout; echo b > /dev/stderr; cat /dev/stdin",
+        records=record(USER, "alice") + record(STDIN_PIPE, 0),
+    )
+    assert (r.stdout, r.stderr, r.exit["code"]) == (b"a\n", b"b\n", 0)
+
+
+# Input and signals
+
+
+def test_stdin_is_null_by_default(run) -> None:
+    assert run("cat").exit["code"] == 0
+
+
+def stdin_guest(guest, *args: str) -> Guest:
+    g = guest()
+    g.send(frame(CONFIG, b"".join(record(ARG, a) for a in args) + record(STDIN_PIPE, 1)))
+    return g
+
+
+def test_stdin_through_the_window(guest) -> None:
+    data = os.urandom(3 << 20)
+    g = stdin_guest(guest, "cat")
+    allowed = threading.Semaphore(4)
+
+    def feed() -> None:
+        for at in range(0, len(data), 65536):
+            allowed.acquire()
+            g.send(frame(STDIN, data[at : at + 65536]))
+        g.send(frame(STDIN))
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    taken = released = 0
+    while (got := g.receive())[0] != EXIT:
+        if got[0] == TAKEN:
+            taken += struct.unpack("<I", got[2])[0]
+            while released < taken // 65536:
+                released += 1
+                allowed.release()
+    feeder.join()
+    r = g.finish()
+    assert r.stdout == data
+    assert taken == len(data)
+
+
+def test_unread_stdin_does_not_stop_kill(guest) -> None:
+    g = stdin_guest(guest, "sleep", "100")
+    g.until(STARTED)
+    # The pipe takes 1 MiB, then the window is full and stays so.
+    sent = taken = 0
+    while sent < (1 << 20) + (256 << 10):
+        if sent - taken <= (192 << 10):
+            g.send(frame(STDIN, bytes(65536)))
+            sent += 65536
+        else:
+            taken += struct.unpack("<I", g.until(TAKEN))[0]
+    g.send(frame(KILL, struct.pack("<I", signal.SIGTERM)))
+    assert g.finish().exit["signal"] == signal.SIGTERM
+
+
+def test_stdin_that_nobody_wants_is_taken(guest) -> None:
+    g = stdin_guest(guest, "sh", "-c", "exec <&-; echo closed; sleep 100")
+    g.until(STDOUT)
+    for _ in range(40):
+        g.send(frame(STDIN, bytes(65536)))
+        assert struct.unpack("<I", g.until(TAKEN))[0] == 65536
+    g.send(frame(KILL, struct.pack("<I", signal.SIGKILL)))
+    assert g.finish().exit["code"] == 137
+
+
+def test_kill_reaches_everyone(guest) -> None:
+    g = guest()
+    script = """
+        (trap 'echo child; exit' TERM; echo up; while :; do sleep 0.05; done) &
+        trap 'echo parent; exit 5' TERM
+        while :; do sleep 0.05; done
+    """
+    g.send(frame(CONFIG, b"".join(record(ARG, a) for a in ("sh", "-c", script))))
+    g.until(STDOUT)
+    time.sleep(0.2)
+    g.send(frame(KILL, struct.pack("<I", signal.SIGTERM)))
+    r = g.finish()
+    assert r.exit["code"] == 5
+    assert b"parent\n" in r.stdout
+
+
+# Orphans and leftovers
+
+
+def test_orphans_are_reaped(shell) -> None:
+    r = shell("for i in 1 2 3 4 5; do (sleep 0.05 &) ; done; sleep 0.5; ps -eo stat,comm")
+    assert r.exit["code"] == 0
+    assert b"sleep" not in r.stdout
+    assert b"Z" not in r.stdout.split(b"\n", 1)[1]
+
+
+def test_leftovers_die_with_the_program(shell) -> None:
+    before = time.monotonic()
+    r = shell("for i in $(seq 50); do setsid sleep 1000 & done; trap '' TERM; echo done")
+    assert r.stdout == b"done\n"
+    assert r.exit["code"] == 0
+    assert time.monotonic() - before < 20
+
+
+def test_leftovers_that_write_do_not_keep_the_run_open(shell) -> None:
+    r = shell("(trap '' HUP TERM; while :; do echo spam; done) & sleep 0.1; exit 9")
+    assert r.exit["code"] == 9
+    assert set(r.stdout.split()) <= {b"spam"}
+
+
+def test_fork_bomb(shell) -> None:
+    # Bounded by depth: root's processes know no RLIMIT_NPROC, and this runs on the host's kernel.
+    r = shell("f() { [ $1 -gt 6 ] || { f $(($1+1)) & f $(($1+1)) & }; sleep 99; }; f 0 & sleep 0.3; exit 4")
+    assert r.exit["code"] == 4
+
+
+# Confinement
+
+
+def test_no_capabilities_and_no_new_privileges(shell) -> None:
+    r = shell("grep -E '^(Cap|NoNewPrivs|Seccomp:|Sig[BI])' /proc/self/status")
+    got = dict(line.split(":\t") for line in r.stdout.decode().splitlines())
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(got[name], 16) == 0
+    assert got["NoNewPrivs"] == "1"
+    assert got["Seccomp"] == "2"
+    assert int(got["SigBlk"], 16) == 0
+    assert int(got["SigIgn"], 16) == 0
+
+
+@pytest.mark.parametrize("user", ["root", "alice"])
+def test_probe(run, user: str) -> None:
+    r = run("/probe", records=record(USER, user))
+    got = dict(line.split() for line in r.stdout.decode().splitlines())
+    may = {name for name, result in got.items() if result == "ok"}
+    expected = {"unshare_files", "getppid"}
+    if user == "root":
+        expected |= {"kill_init", "term_init"}  # the kernel drops them: the run ended well
+    assert may == expected
+    assert got["clone3"] == "ENOSYS"
+    assert got["unshare_user"] == got["clone_user"] == "EPERM"
+    assert got["core_pattern"] in ("EROFS", "EACCES")
+    assert r.exit["code"] == 0
+
+
+def test_privileged(shell) -> None:
+    r = shell(
+        "mount -t tmpfs none /mnt && echo mounted; grep Seccomp: /proc/self/status",
+        records=record(PRIVILEGED, 1) + record(WORKDIR, "/mnt"),
+    )
+    assert r.stdout == b"mounted\nSeccomp:\t0\n"
+
+
+def test_descriptors_and_session(shell) -> None:
+    r = shell(
+        "ls /proc/self/fd; ps -o sid= -p $$ | tr -d ' '; echo $$; umask; ulimit -n; ulimit -c"
+    )
+    fds = r.stdout.split(b"\n")
+    assert fds[:4] == [b"0", b"1", b"2", b"3"]  # 3 is ls's own
+    sid, pid, umask, files, core = r.stdout.split()[4:]
+    assert sid == pid
+    assert umask == b"0022"
+    # Raising the hard limit takes CAP_SYS_RESOURCE, which a container's root may lack.
+    inherited = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert int(files) in (1048576, inherited)
+    assert core == b"0"
+
+
+# The file systems
+
+
+def test_mounts(shell) -> None:
+    r = shell("cat /proc/self/mounts")
+    mounts = {}
+    for line in r.stdout.decode().splitlines():
+        _, path, kind, options = line.split()[:4]
+        mounts[path] = (kind, options.split(","))
+    assert mounts["/proc"][0] == "proc"
+    assert mounts["/dev"][0] == "tmpfs"
+    assert mounts["/dev/pts"][0] == "devpts"
+    assert "ro" in mounts["/sys"][1]
+    assert "ro" in mounts["/proc/sys"][1]
+    assert "/tmp" not in mounts
+    assert "/run" not in mounts
+
+
+def test_devices(shell) -> None:
+    r = shell(
+        "ls /dev; head -c 3 /dev/zero | wc -c; echo x > /dev/null; head -c 4 /dev/urandom "
+        "| wc -c; echo shm > /dev/shm/x; cat /dev/shm/x; stat -c %a /tmp /dev/shm /dev/null",
+        records=record(USER, "alice"),
+    )
+    assert r.stderr == b""
+    names = r.stdout.decode().split()
+    assert {
+        "fd",
+        "full",
+        "null",
+        "ptmx",
+        "pts",
+        "random",
+        "shm",
+        "stderr",
+        "stdin",
+        "stdout",
+        "tty",
+        "urandom",
+        "zero",
+    } <= set(names)
+    assert names[-6:] == ["3", "4", "shm", "1777", "1777", "666"]
+
+
+def test_links_in_place_of_mount_points(shell, root: Path) -> None:
+    (root / "elsewhere").mkdir()
+    for name in ("proc", "sys", "dev", "run"):
+        (root / name).symlink_to("elsewhere")
+    assert shell("cat /proc/self/comm; ls /elsewhere").stdout == b"cat\n"
+
+
+def test_network_names(shell, root: Path) -> None:
+    (root / "etc/hosts").write_text("")
+    script = "cat /etc/hosts; hostname; grep -c 127.0.0.1 /proc/net/fib_trie; cat /etc/hostname"
+    r = shell(script, records=record(HOSTNAME, "box"))
+    assert r.stdout.decode() == (
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tbox\n"
+        "box\n2\nbox\n"
+    )
+    (root / "etc/hosts").write_text("mine\n")
+    assert shell("cat /etc/hosts").stdout == b"mine\n"
+
+
+# Output files
+
+
+def test_outputs(shell, root: Path) -> None:
+    big = os.urandom(1_000_000)
+    (root / "big").write_bytes(big)
+    (root / "link").symlink_to("/big")
+    paths = ["/made", "/none", "/etc", "/fifo", "/link", "/empty", "/dev/null", "/loop"]
+    r = shell(
+        "echo made > /made; mkfifo /fifo; : > /empty; ln -s loop /loop; echo x > /x/y",
+        records=b"".join(record(OUTPUT, p) for p in paths),
+    )
+    assert r.file(0) == (0, b"made\n", 0)
+    assert r.file(1) == (errno.ENOENT, b"", errno.ENOENT)
+    assert r.file(2) == (errno.EISDIR, b"", errno.EISDIR)
+    assert r.file(3) == (errno.EINVAL, b"", errno.EINVAL)
+    assert r.file(4) == (0, big, 0)
+    assert r.file(5) == (0, b"", 0)
+    assert r.file(6) == (errno.EINVAL, b"", errno.EINVAL)
+    assert r.file(7) == (errno.ELOOP, b"", errno.ELOOP)
+    kinds = [k for k, _, _ in r.frames]
+    assert kinds.index(EXIT) < kinds.index(FILE_BEGIN)
+    assert kinds[-1] == END
+    _, mode, size = struct.unpack("<iIQ", r.of(FILE_BEGIN)[0])
+    assert (mode, size) == (0o100644, 5)
+
+
+# What a host may get wrong
+
+
+@pytest.mark.parametrize(
+    ("payload", "text"),
+    [
+        (b"", "no command specified"),
+        (b"\x01\x00\x00", "config: a record is cut short"),
+        (struct.pack("<HHI", 1, 0, 5) + b"four", "config: a record is malformed"),
+        (struct.pack("<HHI", 1, 0, 0xFFFFFFFF), "config: a record is malformed"),
+        (struct.pack("<HHI", 1, 1, 0), "config: a record is malformed"),
+        (record(0, "x"), "config: unknown key"),
+        (record(10, "x"), "config: unknown key"),
+        (record(ARG, b"a\0b"), "config: a record holds a NUL byte"),
+        (record(ENV, "novalue"), 'config: "novalue" is not KEY=VALUE'),
+        (record(ENV, "=x"), 'config: "=x" is not KEY=VALUE'),
+        (record(WORKDIR, "a"), 'config: "a" is not an absolute path'),
+        (record(OUTPUT, ""), 'config: "" is not an absolute path'),
+        (record(STDIN_PIPE, b""), "config: a flag is not 0 or 1"),
+        (record(PRIVILEGED, 2), "config: a flag is not 0 or 1"),
+        (record(CLOCK, b"1234"), "config: the clock is not 8 bytes"),
+        (record(HOSTNAME, "h" * 65), "config: the hostname is too long"),
+        (record(OUTPUT, "/x") * 65537, "config: too many outputs"),
+    ],
+)
+def test_malformed_config(guest, payload: bytes, text: str) -> None:
+    g = guest()
+    g.send(frame(CONFIG, payload))
+    r = g.finish()
+    assert r.failed == (125, text)
+    assert r.frames[-1][0] == END
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(STDIN, b"early"),
+        frame(99),
+        struct.pack("<IHH", (16 << 20) + 1, CONFIG, 0),
+    ],
+)
+def test_wrong_first_frame(guest, data: bytes) -> None:
+    g = guest()
+    g.send(data)
+    r = g.finish()
+    assert [k for k, _, _ in r.frames] == [HELLO]
+    assert "host connection: " in r.console
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(CONFIG),
+        frame(99),
+        frame(KILL, b"123"),
+        frame(KILL, struct.pack("<I", 0)),
+        frame(KILL, struct.pack("<I", 65)),
+        struct.pack("<IHH", 65537, STDIN, 0),
+        frame(STDIN, bytes(65536)) * 30,
+    ],
+)
+def test_wrong_frame_while_running(guest, data: bytes) -> None:
+    g = stdin_guest(guest, "sleep", "1000")
+    g.until(STARTED)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        g.send(data)
+    r = g.finish()
+    assert END not in [k for k, _, _ in r.frames]
+    assert "host connection: " in r.console
+
+
+@pytest.mark.parametrize("after", [HELLO, STARTED, STDOUT])
+def test_a_host_that_goes_away(guest, after: int) -> None:
+    g = guest()
+    if after != HELLO:
+        g.send(frame(CONFIG, b"".join(record(ARG, a) for a in ("yes",))))
+    g.until(after)
+    g.close()
+    assert "host connection: " in g.run.console
+
+
+def test_frames_in_crumbs(guest) -> None:
+    g = guest()
+    config = frame(CONFIG, record(ARG, "cat") + record(STDIN_PIPE, 1))
+    for byte in config + frame(STDIN, b"hello") + frame(STDIN):
+        g.send(bytes([byte]))
+        time.sleep(0.001)
+    assert g.finish().stdout == b"hello"
