@@ -1,0 +1,34 @@
+"""cffi description of pyvmm._core: the declarations stand in core_cdef.h, read by C as well."""
+
+from pathlib import Path
+
+from cffi import FFI
+
+SOURCES = [
+    "vm.c",
+    "kvm_run.c",
+    "event_loop.c",
+    "serial.c",
+    "virtqueue.c",
+    "virtio_mmio.c",
+    "virtio_blk.c",
+    "virtio_rng.c",
+    "virtio_vsock.c",
+]
+
+here = Path(__file__).parent
+ffi = FFI()
+ffi.cdef((here / "core_cdef.h").read_text())
+# Two system calls that Python's own wrappers do not reach (64-bit ioctl arguments, prctl at all).
+ffi.cdef("int ioctl(int fd, unsigned long request, ...); int prctl(int option, ...);")
+ffi.set_source(
+    "pyvmm._core",
+    '#include <sys/ioctl.h>\n#include <sys/prctl.h>\n#include "core.h"',
+    sources=[f"csrc/{name}" for name in SOURCES],
+    depends=["csrc/core.h", "csrc/core_cdef.h"],
+    include_dirs=["csrc"],
+    extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror",
+                        "-Wno-missing-field-initializers", "-Wno-unused-parameter"],
+    extra_link_args=["-pthread"],
+    py_limited_api=True,
+)

@@ -1,0 +1,75 @@
+/* What Python sees of the C core (pyvmm._core), in the C that cffi reads.
+ * Functions return 0 or a small number, or a negative errno. */
+
+enum {
+	VM_EXIT_SERIAL = 0, /* a byte at the 16550 */
+	VM_EXIT_PIO = 1,    /* any other port */
+	VM_EXIT_MMIO = 2,   /* a virtio device's registers */
+	VM_EXIT_SIGNAL = 3, /* KVM_RUN interrupted by us */
+	VM_EXIT_OTHER = 4,
+	VM_EXIT_KINDS = 5,
+};
+
+enum {
+	VM_END_NONE = 0,
+	VM_END_RESET = 1,   /* the guest wrote to the reset port: a clean end */
+	VM_END_CRASH = 2,   /* triple fault or system event: panic, reboot, power off */
+	VM_END_UNKNOWN = 3, /* a KVM exit that is not understood */
+	VM_END_ERRNO = 4,   /* KVM_RUN itself failed */
+	VM_END_STOPPED = 5, /* vm_stop() */
+};
+
+enum { VM_MARKS = 4 };
+
+struct vm_end {
+	int reason;	      /* VM_END_* */
+	int vcpu;	      /* whose exit ended it */
+	int kvm_exit;	      /* KVM_EXIT_* */
+	int error;	      /* errno of VM_END_ERRNO */
+	uint64_t detail[3];   /* what the exit said: suberror, hardware reason, data */
+	uint64_t time_ns;     /* CLOCK_MONOTONIC */
+};
+
+struct vm_mark {
+	uint64_t time_ns;    /* CLOCK_MONOTONIC; 0 if never reached */
+	uint64_t exits;	     /* to user space, all vCPUs, until then */
+	uint64_t kvm_exits;  /* all KVM exits of vCPU 0 until then, where KVM counts them */
+};
+
+/* The console's tail, in memory shared with the caller: it outlives a killed worker. */
+struct console_ring {
+	uint64_t written; /* bytes ever; the ring holds the last of them */
+	uint8_t data[];
+};
+
+struct vm;
+
+struct vm *vm_new(void);
+void vm_free(struct vm *vm);
+int vm_add_memory(struct vm *vm, uint64_t gpa, uint64_t size, void *host);
+int vm_set_serial(struct vm *vm, int irq_fd, int out_fd, struct console_ring *ring,
+		  uint32_t ring_size);
+
+/* Devices take the next slot (MMIO page and interrupt line) and return its number. */
+int vm_add_blk(struct vm *vm, int base_fd, int overlay_fd, uint64_t size, bool read_only,
+	       const char *serial);
+int vm_add_rng(struct vm *vm);
+int vm_add_vsock(struct vm *vm, uint64_t guest_cid);
+int vm_device_queues(struct vm *vm, int slot);
+int vm_wire_device(struct vm *vm, int slot, int irq_fd, const int *kick_fds);
+
+/* Offer host port `port` to the guest, once: its connection becomes the stream socket fd. */
+int vm_offer_port(struct vm *vm, int slot, uint32_t port, int fd);
+
+int vm_add_vcpu(struct vm *vm, int fd, uint64_t run_size, int stats_fd, uint64_t stats_offset);
+int vm_start(struct vm *vm);
+int vm_done_fd(struct vm *vm);
+void vm_stop(struct vm *vm);
+const struct vm_end *vm_get_end(struct vm *vm);
+uint64_t vm_start_ns(struct vm *vm);
+uint64_t vm_exits(struct vm *vm, int kind);
+const struct vm_mark *vm_get_mark(struct vm *vm, int mark);
+
+/* One round of the io thread's loop and one register access: what the threads do, for tests. */
+int vm_poll(struct vm *vm, int timeout_ms);
+void vm_mmio(struct vm *vm, uint64_t addr, uint8_t *data, uint32_t len, bool write);

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The io thread: one epoll set over the queues' ioeventfds and the devices' host descriptors.
+ */
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "core.h"
+
+static void loop_wake(struct event *ev, uint32_t events)
+{
+	(void)events;
+	/* Never read: vm_stop() wants every later round to return at once as well. */
+	(void)ev;
+}
+
+int loop_init(struct vm *vm)
+{
+	vm->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (vm->epoll_fd < 0)
+		return -errno;
+	vm->wake = (struct event){.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .fn = loop_wake};
+	if (vm->wake.fd < 0)
+		return -errno;
+	return loop_add(vm, &vm->wake, EPOLLIN);
+}
+
+static int loop_control(struct vm *vm, int op, struct event *ev, uint32_t events)
+{
+	struct epoll_event e = {.events = events, .data.ptr = ev};
+
+	ev->events = events;
+	return epoll_ctl(vm->epoll_fd, op, ev->fd, &e) < 0 ? -errno : 0;
+}
+
+int loop_add(struct vm *vm, struct event *ev, uint32_t events)
+{
+	return loop_control(vm, EPOLL_CTL_ADD, ev, events);
+}
+
+int loop_modify(struct vm *vm, struct event *ev, uint32_t events)
+{
+	return ev->events == events ? 0 : loop_control(vm, EPOLL_CTL_MOD, ev, events);
+}
+
+void loop_remove(struct vm *vm, struct event *ev)
+{
+	epoll_ctl(vm->epoll_fd, EPOLL_CTL_DEL, ev->fd, NULL);
+}
+
+int vm_poll(struct vm *vm, int timeout_ms)
+{
+	/* One event a round: a handler may free what a later event of the same round points to. */
+	struct epoll_event e;
+	int n = epoll_wait(vm->epoll_fd, &e, 1, timeout_ms);
+
+	if (n < 0)
+		return errno == EINTR ? 0 : -errno;
+	if (n > 0) {
+		struct event *ev = e.data.ptr;
+
+		ev->fn(ev, e.events);
+	}
+	return n;
+}
+
+void *loop_thread(void *arg)
+{
+	struct vm *vm = arg;
+
+	pthread_setname_np(pthread_self(), "io");
+	while (!atomic_load(&vm->stop) && vm_poll(vm, -1) >= 0)
+		;
+	return NULL;
+}

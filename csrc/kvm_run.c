@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The vCPU threads: KVM_RUN, and what each exit asks for (Linux, Documentation/virt/kvm/api.rst
+ * §5). The Python thread that made the VM never holds these up: they run without its lock.
+ */
+#include <errno.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core.h"
+
+#define KICK_SIGNAL SIGUSR1
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* The first end counts; later ones are its consequences. */
+static void vcpu_end(struct vcpu *v, int reason)
+{
+	struct vm *vm = v->vm;
+	const struct kvm_run *run = v->run;
+	uint64_t one = 1;
+
+	if (atomic_exchange(&vm->ended, true))
+		return;
+	vm->end = (struct vm_end){
+		.reason = reason,
+		.vcpu = (int)v->index,
+		.kvm_exit = (int)run->exit_reason,
+		.error = reason == VM_END_ERRNO ? errno : 0,
+		.time_ns = now_ns(),
+	};
+	if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR) {
+		vm->end.detail[0] = run->internal.suberror;
+		vm->end.detail[1] = run->internal.ndata > 0 ? run->internal.data[0] : 0;
+		vm->end.detail[2] = run->internal.ndata > 1 ? run->internal.data[1] : 0;
+	} else if (run->exit_reason == KVM_EXIT_FAIL_ENTRY) {
+		vm->end.detail[0] = run->fail_entry.hardware_entry_failure_reason;
+	} else if (run->exit_reason == KVM_EXIT_SYSTEM_EVENT) {
+		vm->end.detail[0] = run->system_event.type;
+	}
+	if (write(vm->done_fd, &one, sizeof(one)) < 0)
+		return;
+}
+
+static void vcpu_mark(struct vcpu *v, unsigned which)
+{
+	struct vm_mark *mark;
+
+	if (which >= VM_MARKS || v->vm->marks[which].time_ns)
+		return;
+	mark = &v->vm->marks[which];
+	mark->time_ns = now_ns();
+	for (int kind = 0; kind < VM_EXIT_KINDS; kind++)
+		mark->exits += vm_exits(v->vm, kind);
+	if (v->stats_fd >= 0 && pread(v->stats_fd, &mark->kvm_exits, sizeof(mark->kvm_exits),
+				      (off_t)v->stats_offset) != sizeof(mark->kvm_exits))
+		mark->kvm_exits = 0;
+}
+
+/* Ports that nobody answers read as ones, as on a bus without pull-downs, but for the keyboard
+ * controller's status, where ones would mean "busy" to a guest that reboots through it. */
+static uint8_t port_read(struct vcpu *v, uint16_t port)
+{
+	if (port >= PORT_SERIAL && port < PORT_SERIAL + 8)
+		return serial_read(&v->vm->serial, port - PORT_SERIAL);
+	return port == 0x64 ? 0 : 0xff;
+}
+
+/* Returns false if the write ended the VM. */
+static bool port_write(struct vcpu *v, uint16_t port, uint8_t value)
+{
+	if (port >= PORT_SERIAL && port < PORT_SERIAL + 8) {
+		serial_write(&v->vm->serial, port - PORT_SERIAL, value);
+	} else if (port == PORT_MARK) {
+		vcpu_mark(v, value);
+	} else if (port == PORT_RESET) {
+		vcpu_end(v, VM_END_RESET);
+		return false;
+	} else if (port == 0x64 && value == 0xfe) {
+		vcpu_end(v, VM_END_CRASH);
+		return false;
+	}
+	return true;
+}
+
+static bool vcpu_port_io(struct vcpu *v)
+{
+	struct kvm_run *run = v->run;
+	uint8_t *data = (uint8_t *)run + run->io.data_offset;
+	size_t bytes = (size_t)run->io.size * run->io.count;
+	bool serial = run->io.port >= PORT_SERIAL && run->io.port < PORT_SERIAL + 8;
+
+	v->exits[serial ? VM_EXIT_SERIAL : VM_EXIT_PIO]++;
+	for (size_t i = 0; i < bytes; i++) {
+		/* A wide access spans neighbouring ports; a string of them repeats the same. */
+		uint16_t port = (uint16_t)(run->io.port + i % run->io.size);
+
+		if (run->io.direction == KVM_EXIT_IO_IN)
+			data[i] = port_read(v, port);
+		else if (!port_write(v, port, data[i]))
+			return false;
+	}
+	return true;
+}
+
+/* Handle one exit; false once the vCPU is to run no more. */
+static bool vcpu_exit(struct vcpu *v)
+{
+	struct kvm_run *run = v->run;
+
+	switch (run->exit_reason) {
+	case KVM_EXIT_IO:
+		return vcpu_port_io(v);
+	case KVM_EXIT_MMIO:
+		v->exits[VM_EXIT_MMIO]++;
+		vm_mmio(v->vm, run->mmio.phys_addr, run->mmio.data, run->mmio.len,
+			run->mmio.is_write);
+		return true;
+	case KVM_EXIT_INTR:
+		v->exits[VM_EXIT_SIGNAL]++;
+		return true;
+	case KVM_EXIT_SHUTDOWN:
+	case KVM_EXIT_SYSTEM_EVENT:
+		v->exits[VM_EXIT_OTHER]++;
+		vcpu_end(v, VM_END_CRASH);
+		return false;
+	default:
+		v->exits[VM_EXIT_OTHER]++;
+		vcpu_end(v, VM_END_UNKNOWN);
+		return false;
+	}
+}
+
+static void *vcpu_thread(void *arg)
+{
+	struct vcpu *v = arg;
+	struct vm *vm = v->vm;
+	char name[16] = "vcpu";
+
+	name[4] = (char)('0' + v->index / 10);
+	name[5] = (char)('0' + v->index % 10);
+	pthread_setname_np(pthread_self(), name);
+	while (!atomic_load(&vm->stop)) {
+		if (ioctl(v->fd, KVM_RUN, 0) == 0) {
+			if (!vcpu_exit(v))
+				break;
+		} else if (errno == EINTR) {
+			v->exits[VM_EXIT_SIGNAL]++;
+			v->run->immediate_exit = 0;
+		} else if (errno != EAGAIN) {
+			vcpu_end(v, VM_END_ERRNO);
+			break;
+		}
+	}
+	return NULL;
+}
+
+static void kick_handler(int signal)
+{
+	(void)signal; /* its only use is to interrupt KVM_RUN */
+}
+
+int vm_add_vcpu(struct vm *vm, int fd, uint64_t run_size, int stats_fd, uint64_t stats_offset)
+{
+	struct vcpu *v;
+
+	if (vm->n_vcpus == VM_MAX_VCPUS)
+		return -ENOSPC;
+	v = calloc(1, sizeof(*v));
+	if (!v)
+		return -ENOMEM;
+	*v = (struct vcpu){.vm = vm,
+			   .index = vm->n_vcpus,
+			   .fd = fd,
+			   .stats_fd = stats_fd,
+			   .stats_offset = stats_offset,
+			   .run_size = run_size};
+	v->run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (v->run == MAP_FAILED) {
+		free(v);
+		return -errno;
+	}
+	vm->vcpus[vm->n_vcpus++] = v;
+	return 0;
+}
+
+int vm_start(struct vm *vm)
+{
+	struct sigaction action = {.sa_handler = kick_handler};
+	int r;
+
+	sigaction(KICK_SIGNAL, &action, NULL);
+	r = pthread_create(&vm->io_thread, NULL, loop_thread, vm);
+	if (r)
+		return -r;
+	vm->io_started = true;
+	vm->start_ns = now_ns();
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		r = pthread_create(&vm->vcpus[i]->thread, NULL, vcpu_thread, vm->vcpus[i]);
+		if (r)
+			return -r;
+		vm->vcpus[i]->started = true;
+	}
+	return 0;
+}
+
+/* Ends all threads; returns when they have ended. Safe to call again, and before vm_start(). */
+void vm_stop(struct vm *vm)
+{
+	uint64_t one = 1;
+
+	atomic_store(&vm->stop, true);
+	if (!atomic_exchange(&vm->ended, true))
+		vm->end = (struct vm_end){.reason = VM_END_STOPPED, .time_ns = now_ns()};
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		struct vcpu *v = vm->vcpus[i];
+
+		if (!v->started)
+			continue;
+		/* immediate_exit closes the window between the loop's check and KVM_RUN. */
+		__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+		pthread_kill(v->thread, KICK_SIGNAL);
+	}
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		if (vm->vcpus[i]->started)
+			pthread_join(vm->vcpus[i]->thread, NULL);
+		vm->vcpus[i]->started = false;
+	}
+	if (vm->io_started) {
+		if (write(vm->wake.fd, &one, sizeof(one)) == sizeof(one))
+			pthread_join(vm->io_thread, NULL);
+		vm->io_started = false;
+	}
+}

@@ -1,0 +1,53 @@
+"""Run an OCI image as a microVM, and bring back what its program printed, wrote and measured.
+
+>>> result = pyvmm.run("image/", ["echo", "hello"])
+>>> result.exit_code, result.stdout
+(0, b'hello\\n')
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .errors import (
+    DiskError,
+    GuestError,
+    HostError,
+    ImageError,
+    KernelError,
+    PyvmmError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from .machine import Machine
+    from .results import Result, Usage
+    from .run import run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DiskError",
+    "GuestError",
+    "HostError",
+    "ImageError",
+    "KernelError",
+    "Machine",
+    "PyvmmError",
+    "Result",
+    "UsageError",
+    "Usage",
+    "__version__",
+    "run",
+]
+
+_LAZY = {"Machine": "machine", "Result": "results", "Usage": "results", "run": "run"}
+
+
+def __getattr__(name: str) -> object:
+    """Import the machinery when it is first used: the worker and the command line need little."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'pyvmm' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"pyvmm.{_LAZY[name]}"), name)

@@ -1,0 +1,181 @@
+"""From a kernel file to a guest about to start: what lies where, and the tables it is told by.
+
+Two entries: PVH (Xen, docs/misc/pvh.pandoc) where the kernel has the note, else Linux's 64-bit boot
+protocol (Documentation/arch/x86/boot.rst). `assemble()` decides all without touching /dev/kvm;
+`load()` does it in the worker.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Any
+
+from . import acpi, cpu, layout
+from .errors import KernelError
+from .kvm import Vcpu
+from .memory import GuestMemory
+
+PVH_MAGIC = 0x336EC578
+SETUP_RNG_SEED = 9
+SETUP_RNG_SEED_AT = 0x8000  # struct setup_data, between the zero page and the stack
+FREE_AFTER_KERNEL = 8 << 20  # what a kernel needs beside itself to come up at all
+
+# What every guest gets on its command line, and why.
+CMDLINE = [
+    "console=ttyS0",  # where a panic says why
+    "quiet",  # each character on it is an exit
+    "panic=-1",  # no waiting: a panic is a reboot,
+    "reboot=t",  # and a reboot a triple fault, one exit
+    "tsc=reliable",  # no clocksource watchdog
+    "no_timer_check",
+    "random.trust_cpu=on",
+    "8250.nr_uarts=1",
+    "i8042.noaux",  # no probing for a keyboard controller that is not there
+    "i8042.nopnp",
+    "i8042.dumbkbd",
+    "cryptomgr.notests",
+]
+
+
+def cmdline(*, acpi_kernel: bool, devices: int, extra: str) -> str:
+    """The kernel's command line."""
+    words = list(CMDLINE)
+    if not acpi_kernel:
+        for slot in range(devices):
+            address, gsi = layout.device(slot)
+            words.append(f"virtio_mmio.device=4K@{address:#x}:{gsi}")
+    if extra:
+        words.append(extra)
+    line = " ".join(words)
+    if len(line.encode()) >= layout.CMDLINE_MAX:
+        raise KernelError(
+            f"kernel command line of {len(line)} bytes: at most {layout.CMDLINE_MAX - 1}, "
+            "shorten --cmdline-extra"
+        )
+    return line
+
+
+def place_initrd(memory: int, segments: list[list[int]], size: int, kernel: str) -> int:
+    """Where the initramfs goes: page-aligned, at the end of low RAM.
+
+    Raises KernelError if kernel, initramfs and a little to live on do not fit.
+    """
+    top = min(memory, layout.HOLE)
+    address = (top - size) & ~(layout.PAGE - 1)
+    end = max(paddr + memsz for _, _, paddr, memsz in segments)
+    if address < end + FREE_AFTER_KERNEL:
+        need = end + FREE_AFTER_KERNEL + size
+        raise KernelError(
+            f"memory of {memory >> 20} MiB is too small for kernel {kernel}: "
+            f"it needs at least {(need >> 20) + 1}M (--memory)"
+        )
+    return address
+
+
+def load(memory: GuestMemory, spec: dict[str, Any], kernel_fd: int, initrd_fd: int) -> None:
+    """Put kernel, initramfs, command line and tables into guest memory."""
+    for offset, filesz, paddr, _memsz in spec["segments"]:
+        memory.load(paddr, kernel_fd, offset, filesz)
+    initrd, size = spec["initrd"]
+    memory.load(initrd, initrd_fd, 0, size)
+    memory.write(layout.CMDLINE, spec["cmdline"].encode() + b"\0")
+    if spec["acpi"]:
+        for address, table in acpi.tables(spec["vcpus"], spec["devices"]):
+            memory.write(address, table)
+    else:
+        memory.write(layout.MP_TABLE, acpi.mp_table(spec["vcpus"]))
+    if spec["entry"] == "pvh":
+        _write_start_info(memory, spec)
+    else:
+        _write_zero_page(memory, spec)
+        write_page_tables(memory)
+    gdt = struct.pack("<4Q", 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x008F8B000000FFFF)
+    memory.write(layout.GDT, gdt)
+    memory.write(layout.IDT, bytes(8))
+
+
+def enter(vcpu: Vcpu, spec: dict[str, Any]) -> None:
+    """Point the first vCPU at the kernel."""
+    reset = vcpu.get_sregs()
+    if spec["entry"] == "pvh":
+        vcpu.set_sregs(cpu.protected_mode(reset))
+        vcpu.set_regs(cpu.regs(rip=spec["address"], rbx=layout.PVH_START_INFO))
+    else:
+        vcpu.set_sregs(cpu.long_mode(reset))
+        vcpu.set_regs(
+            cpu.regs(
+                rip=spec["address"],
+                rsi=layout.ZERO_PAGE,
+                rsp=layout.BOOT_STACK,
+                rbp=layout.BOOT_STACK,
+            )
+        )
+
+
+def _write_start_info(memory: GuestMemory, spec: dict[str, Any]) -> None:
+    """struct hvm_start_info, version 1 (Xen, include/public/arch-x86/hvm/start_info.h)."""
+    address, size = spec["initrd"]
+    entries = layout.e820(memory.size)
+    memory.write(layout.PVH_MODULES, struct.pack("<QQQQ", address, size, 0, 0))
+    memory.write(
+        layout.PVH_MEMORY_MAP, b"".join(struct.pack("<QQII", *entry, 0) for entry in entries)
+    )
+    memory.write(
+        layout.PVH_START_INFO,
+        struct.pack(
+            "<IIIIQQQQII",
+            PVH_MAGIC,
+            1,
+            0,
+            1,
+            layout.PVH_MODULES,
+            layout.CMDLINE,
+            layout.RSDP if spec["acpi"] else 0,
+            layout.PVH_MEMORY_MAP,
+            len(entries),
+            0,
+        ),
+    )
+
+
+def _write_zero_page(memory: GuestMemory, spec: dict[str, Any]) -> None:
+    """struct boot_params (Documentation/arch/x86/zero-page.rst)."""
+    page = bytearray(layout.PAGE)
+    address, size = spec["initrd"]
+    entries = layout.e820(memory.size)
+
+    def put(offset: int, fmt: str, *values: int) -> None:
+        struct.pack_into("<" + fmt, page, offset, *values)
+
+    if spec["acpi"]:
+        put(0x70, "Q", layout.RSDP)
+    put(0x1E8, "B", len(entries))
+    put(0x1FE, "H", 0xAA55)
+    put(0x202, "I", 0x53726448)  # "HdrS"
+    put(0x206, "H", 0x020F)
+    put(0x210, "B", 0xFF)  # type_of_loader: none of those with a number
+    put(0x211, "B", 1)  # loadflags: LOADED_HIGH
+    put(0x218, "II", address, size)
+    put(0x228, "I", layout.CMDLINE)
+    put(0x230, "I", 0x1000000)  # kernel_alignment
+    put(0x238, "I", layout.CMDLINE_MAX)
+    put(0x250, "Q", SETUP_RNG_SEED_AT)
+    for i, entry in enumerate(entries):
+        put(0x2D0 + 20 * i, "QQI", *entry)
+    memory.write(layout.ZERO_PAGE, bytes(page))
+    memory.write(
+        SETUP_RNG_SEED_AT, struct.pack("<QII", 0, SETUP_RNG_SEED, 32) + os.urandom(32)
+    )
+
+
+def write_page_tables(memory: GuestMemory) -> None:
+    """Identity map of the first 4 GiB in 2 MiB pages."""
+    present_writable, large = 3, 0x80
+    directories = [layout.PAGE_DIRECTORIES + layout.PAGE * i for i in range(4)]
+    memory.write(layout.PML4, struct.pack("<Q", layout.PDPT | present_writable))
+    memory.write(layout.PDPT, struct.pack("<4Q", *(d | present_writable for d in directories)))
+    memory.write(
+        layout.PAGE_DIRECTORIES,
+        struct.pack("<2048Q", *(i << 21 | large | present_writable for i in range(2048))),
+    )

@@ -1,0 +1,150 @@
+"""What a run is made of: one dataclass, checked once, where it is made."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from .errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from .oci import ImageConfig
+
+MiB = 1 << 20
+MAX_VCPUS = 64
+
+Entry = Literal["pvh", "linux64"]
+Sink = Callable[[bytes], object]
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of run() and Machine(): Config's fields but the first two."""
+
+    entrypoint: Sequence[str] | None
+    env: Mapping[str, str]
+    workdir: str | None
+    user: str | None
+    hostname: str
+    vcpus: int
+    memory: int | str
+    disk: int | str
+    timeout: float | None
+    boot_timeout: float
+    outputs: Sequence[str]
+    stdin: bytes | None
+    on_stdout: Sink | None
+    on_stderr: Sink | None
+    privileged: bool
+    kernel: str | None
+    entry: Entry | None
+    cmdline_extra: str
+    console: int | None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration. Raises UsageError for what cannot be meant."""
+
+    image: str | Path
+    """An OCI layout directory, an OCI archive or a ``docker save`` archive."""
+    command: Sequence[str] | None = None
+    """Replaces the image's command (its entry point stays, as with Docker)."""
+    entrypoint: Sequence[str] | None = None
+    """Replaces the image's entry point, and drops the image's command."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to the image's environment."""
+    workdir: str | None = None
+    """Working directory; made if absent."""
+    user: str | None = None
+    """``user[:group]``, by name or number, from the image's own /etc/passwd."""
+    hostname: str = "pyvmm"
+    vcpus: int = 1
+    memory: int | str = 512 * MiB
+    """Guest RAM: bytes, or ``"512M"``, ``"2G"``."""
+    disk: int | str = 1024 * MiB
+    """Size of the root disk: bytes, or ``"1G"``."""
+    timeout: float | None = 300
+    """Seconds that the program may run, counted from its start; None: no limit."""
+    boot_timeout: float = 120
+    """Seconds from the VM's start until the program must have started."""
+    outputs: Sequence[str] = ()
+    """Absolute guest paths of files to bring back."""
+    stdin: bytes | None = None
+    """The program's standard input; None: /dev/null."""
+    on_stdout: Sink | None = None
+    """Called with the program's output as it comes; then Result.stdout stays empty."""
+    on_stderr: Sink | None = None
+    privileged: bool = False
+    """Keep all capabilities and no seccomp filter, inside the guest."""
+    kernel: str | None = None
+    """``"minimal"``, ``"stock"`` or a path; None: minimal if it is there, else stock."""
+    entry: Entry | None = None
+    """How the kernel is entered; None: by PVH where it has the note."""
+    cmdline_extra: str = ""
+    """Appended to the kernel's command line."""
+    console: int | None = None
+    """A descriptor that the guest's console is copied to, live."""
+
+    def __post_init__(self) -> None:
+        for name in ("memory", "disk"):
+            object.__setattr__(self, name, parse_size(getattr(self, name), name))
+        if not 1 <= self.vcpus <= MAX_VCPUS:
+            raise UsageError(f"vcpus {self.vcpus}: must be 1 to {MAX_VCPUS}")
+        if self.timeout is not None and self.timeout <= 0:
+            raise UsageError(f"timeout {self.timeout}: must be more than 0 seconds")
+        for path in self.outputs:
+            if not path.startswith("/"):
+                raise UsageError(f"output {path!r}: must be an absolute path in the guest")
+        if self.workdir is not None and not self.workdir.startswith("/"):
+            raise UsageError(f"workdir {self.workdir!r}: must be an absolute path in the guest")
+        for key in self.env:
+            if not key or "=" in key or "\0" in key + self.env[key]:
+                raise UsageError(f"environment variable {key!r}: not a usable name or value")
+
+    @property
+    def memory_bytes(self) -> int:
+        assert isinstance(self.memory, int)
+        return self.memory
+
+    @property
+    def disk_bytes(self) -> int:
+        assert isinstance(self.disk, int)
+        return self.disk
+
+
+def parse_size(value: int | str, name: str) -> int:
+    """Bytes from ``4096``, ``"64M"``, ``"1.5G"``; a multiple of 4096, or UsageError."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+        if not match:
+            raise UsageError(f"{name} {value!r}: write a size as 512M or 2G")
+        unit = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2].upper()]
+        value = int(float(match[1]) * (1 << unit))
+    if value <= 0 or value % 4096 or value > 1 << 46:
+        raise UsageError(f"{name} of {value} bytes: must be a positive multiple of 4096")
+    return value
+
+
+def program(config: Config, image: ImageConfig) -> list[str]:
+    """The argument vector, by Docker's rules (OCI image-spec config.md, Entrypoint and Cmd)."""
+    if config.entrypoint is not None:
+        argv = [*config.entrypoint, *(config.command or ())]
+    else:
+        cmd = image.cmd if config.command is None else config.command
+        argv = [*image.entrypoint, *cmd]
+    if not argv:
+        raise ImageError(f"image {config.image} has no command: give one after --")
+    return argv
+
+
+def environment(config: Config, image: ImageConfig) -> list[str]:
+    """``KEY=VALUE`` of the image, then of the caller; the guest keeps the last of a key."""
+    return [*(e for e in image.env if "=" in e), *(f"{k}={v}" for k, v in config.env.items())]
+
+
+def host_cpus() -> int:
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,102 @@
+"""The worker process, from the caller's side: started, told, heard, reaped."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from typing import Any
+
+REPORT_GRACE = 10.0  # seconds for the worker to report after it was told to stop
+MAX_REPORT = 1 << 20
+
+
+class WorkerProcess:
+    """A started worker (worker.py) that has its specification and descriptors."""
+
+    def __init__(self, spec: dict[str, Any], fds: dict[str, int]) -> None:
+        """Start it. ``fds`` stay the caller's; the worker has its own copies."""
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._log = os.memfd_create("pyvmm-worker-log")
+        self.pid: int | None = None
+        self._status = 0
+        with theirs, open(os.devnull) as null:
+            self.pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-m", "pyvmm.worker", "3"],
+                {},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, null.fileno(), 0),
+                    (os.POSIX_SPAWN_DUP2, self._log, 1),
+                    (os.POSIX_SPAWN_DUP2, self._log, 2),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
+                ],
+                setsigdef=[signal.SIGTERM, signal.SIGPIPE],
+                setsigmask=[],
+            )
+        # The kernel ties PDEATHSIG to the thread that made the worker: only the main one is sure
+        # to live as long as the process. End of file on the socket covers the rest.
+        main = threading.current_thread() is threading.main_thread()
+        spec = spec | {"fds": list(fds), "parent": os.getpid() if main else 0}
+        try:
+            socket.send_fds(self.control, [json.dumps(spec).encode()], list(fds.values()))
+        except BrokenPipeError:
+            pass  # it died at once: wait() and died() will tell
+
+    def stop(self) -> None:
+        """Tell it to end the VM and report."""
+        try:
+            self.control.send(b"stop")
+        except OSError:
+            pass  # it has ended by itself; its report waits in the socket
+
+    def report(self) -> dict[str, Any]:
+        """Its report, after stop() or an end of its own; empty if it died without one. Reaps it."""
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        message = b""
+        if poll.poll(REPORT_GRACE * 1000):
+            try:
+                message = self.control.recv(MAX_REPORT)
+            except ConnectionResetError:
+                pass
+        if not message and not poll.poll(0):
+            self.kill()
+        self._reap()
+        report = json.loads(message or b"{}")
+        assert isinstance(report, dict)
+        return report
+
+    def died(self) -> str:
+        """How it ended without a report, in words."""
+        if os.WIFSIGNALED(self._status):
+            number = os.WTERMSIG(self._status)
+            return f"worker killed by signal {number} ({signal.strsignal(number)})"
+        log = os.pread(self._log, 1 << 16, 0).decode("utf-8", "replace").strip()
+        return f"worker failed: {log.splitlines()[-1] if log else 'no report'}"
+
+    def _reap(self) -> None:
+        if self.pid is None:
+            return
+        try:
+            self._status = os.waitpid(self.pid, 0)[1]
+        except ChildProcessError:
+            pass  # somebody in this process waits for every child
+        self.pid = None
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+            self._reap()
+
+    def close(self) -> None:
+        self.kill()
+        self.control.close()
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1

@@ -1,0 +1,286 @@
+"""One VM, from its image to its Result.
+
+The caller's side: everything that is opened by path is opened here, then handed to the worker. The
+worker's death, the guest's end and the program's output are all watched in one place,
+`Machine.wait`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from . import console, plan, results
+from .config import Config
+from .crash import explain
+from .disk import base_disk
+from .errors import DiskError, HostError
+from .launch import WorkerProcess
+from .oci import open_image
+from .results import Result, Session
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from .config import Options
+
+KILL_GRACE = 5.0  # seconds for the agent to report after the program was killed
+CONSOLE_TAIL = 4096  # characters of it in a Result or GuestError
+CHUNK = 1 << 20
+
+
+class Machine:
+    """A microVM that runs one program. Use it as a context manager::
+
+        with Machine("image/", ["make", "bench"], vcpus=2) as machine:
+            result = machine.wait()
+
+    `Options` (config.py) lists the keyword arguments. Leaving the block ends the VM, however it is
+    left; nothing stays behind. ``progress`` is called with a line when something takes long.
+    """
+
+    def __init__(
+        self,
+        image: str | Path,
+        command: Sequence[str] | None = None,
+        *,
+        progress: Callable[[str], object] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        self.config = Config(image, command, **options)
+        self._progress = progress
+        self._worker: WorkerProcess | None = None
+        self._results: socket.socket | None = None
+        self._console: console.Console | None = None
+        self._times = {"begin": time.monotonic()}
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.kill()
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id, while it runs."""
+        return self._worker.pid if self._worker else None
+
+    @property
+    def console(self) -> str:
+        """The guest's console so far, at most the last 64 KiB."""
+        return self._console.text() if self._console else ""
+
+    def start(self) -> None:
+        """Prepare image and kernel and start the VM. Raises PyvmmError."""
+        config = self.config
+        with open_image(config.image) as image:
+            self._plan = plan.make(config, image, self._progress)
+            base = base_disk(image, config.disk_bytes, progress=self._progress)
+        self._times["prepared"] = time.monotonic()
+        fds: dict[str, int] = {}
+        try:
+            self._console = console.Console()
+            fds["kvm"] = open_kvm()
+            fds["kernel"] = _open(self._plan.kernel.path)
+            fds["initrd"] = _open(self._plan.initramfs)
+            fds["base"] = _open(base)
+            fds["overlay"] = _overlay(config.disk_bytes)
+            if config.console is not None:
+                fds["console"] = os.dup(config.console)
+            self._results, guest_end = socket.socketpair()
+            fds["results"] = guest_end.detach()
+            spec = self._plan.spec | {"console_size": console.SIZE, "port": results.PORT}
+            self._worker = WorkerProcess(spec, fds | {"ring": self._console.fd})
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            for fd in fds.values():
+                os.close(fd)
+        self._results.setblocking(False)
+        self._session = Session(config.outputs, config.on_stdout, config.on_stderr)
+        self._outgoing = bytearray(self._first_frames())
+        self._times["spawned"] = time.monotonic()
+
+    def _first_frames(self) -> bytes:
+        config, program = self.config, self._plan.program
+        frames = results.config_frame(
+            program.argv,
+            program.env,
+            workdir=program.workdir,
+            user=program.user,
+            hostname=config.hostname,
+            outputs=config.outputs,
+            stdin=config.stdin is not None,
+            privileged=config.privileged,
+            clock_ns=time.time_ns(),
+        )
+        if config.stdin is not None:
+            for at in range(0, len(config.stdin), results.MAX_FRAME):
+                part = config.stdin[at : at + results.MAX_FRAME]
+                frames += results.frame(results.STDIN, part)
+            frames += results.frame(results.STDIN)
+        return frames
+
+    def wait(self) -> Result:
+        """Wait for the program's end and return what it brought back.
+
+        A time-out is a Result (``timed_out``, exit code 124) with all that arrived before it.
+        Raises GuestError if guest or worker ended early, HostError if this host cannot run it.
+        """
+        assert self._worker, "start() first"
+        complete = self._receive()
+        self._times["end"] = time.monotonic()
+        self._worker.stop()
+        report = self._worker.report()
+        session, result = self._session, self._session.result
+        tail = self.console[-CONSOLE_TAIL:]
+        if not complete and not result.timed_out:
+            late = f"the guest did not start the program within {self.config.boot_timeout:g} s"
+            reason = late if report.get("end") == "stopped" else self._worker.died()
+            raise explain(report, tail, reason)
+        session.finish()
+        if result.timed_out:
+            result.exit_code, result.signal = 124, 0
+        result.warnings = list(self._plan.warnings)
+        result.console = tail
+        self._account(result, report)
+        return result
+
+    def stop(self) -> None:
+        """End the VM now. wait() then raises GuestError, unless the run was over."""
+        if self._worker:
+            self._worker.stop()
+
+    def kill(self) -> None:
+        """End the VM at once and release everything. Safe to call again."""
+        if self._worker:
+            self._worker.close()
+        if self._results:
+            self._results.close()
+        if self._console:
+            self._console.close()
+
+    # ---- moving bytes ----
+
+    def _receive(self) -> bool:
+        """Take frames until END (True), or until there will be no more, or it is too late."""
+        session, config = self._session, self.config
+        deadline: float | None = time.monotonic() + config.boot_timeout
+        phase = "boot"
+        while not session.end:
+            if not self._pump(deadline):
+                return session.end
+            now = time.monotonic()
+            if phase == "boot" and session.started_ns is not None:
+                phase = "program"
+                deadline = now + config.timeout if config.timeout else None
+            if phase == "program" and session.ended_ns is not None:
+                phase, deadline = "files", None  # what is left is bringing its outputs
+            if deadline is None or now < deadline:
+                continue
+            if phase != "program":
+                return False
+            # Kill the program, not yet the VM: the agent still reports usage and outputs.
+            session.result.timed_out = True
+            self._outgoing += results.frame(results.KILL, struct.pack("<I", signal.SIGKILL))
+            phase, deadline = "killed", now + KILL_GRACE
+        return True
+
+    def _pump(self, deadline: float | None) -> bool:
+        """Move bytes until the deadline at the latest; False once no more will come.
+
+        The socket's other end is the worker's: its end of file tells of every end, also a crash's.
+        """
+        assert self._results
+        poll = select.poll()
+        poll.register(self._results, select.POLLIN | (select.POLLOUT if self._outgoing else 0))
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000 + 1
+        events = dict(poll.poll(timeout)).get(self._results.fileno(), 0)
+        if events & select.POLLOUT and self._outgoing:
+            try:
+                del self._outgoing[: self._results.send(self._outgoing)]
+            except OSError:
+                self._outgoing.clear()  # the guest's end is closed: nobody to tell
+        if events & (select.POLLIN | select.POLLHUP):
+            return self._take()
+        return True
+
+    def _take(self) -> bool:
+        assert self._results
+        try:
+            data = self._results.recv(CHUNK)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+        self._session.feed(data)
+        return bool(data)
+
+    def _account(self, result: Result, report: dict[str, Any]) -> None:
+        """Timings in seconds, by the host's clock but for ``program``, which is the guest's."""
+        t, session = self._times, self._session
+        timings = result.timings
+        timings["prepare"] = t["prepared"] - t["begin"]
+        timings["spawn"] = t["spawned"] - t["prepared"]
+        if "start_ns" in report:
+            start = report["start_ns"] / 1e9
+            marks = {name: mark["time_ns"] / 1e9 for name, mark in report["marks"].items()}
+            timings["vmm"] = start - t["spawned"]
+            if "init" in marks:
+                timings["kernel"] = marks["init"] - start
+            if "program" in marks:
+                timings["agent"] = marks["program"] - marks["init"]
+            if "ended" in marks:
+                timings["collect"] = t["end"] - marks["ended"]
+            result.exits = report["exits"] | {"kvm": report["kvm_exits"]}
+            result.marks = report["marks"]
+        if session.started_ns is not None and session.ended_ns is not None:
+            timings["program"] = (session.ended_ns - session.started_ns) / 1e9
+        timings["total"] = time.monotonic() - t["begin"]
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as e:
+        raise HostError(f"cannot open {path}: {e.strerror}") from None
+
+
+def open_kvm() -> int:
+    """Open /dev/kvm, or say in HostError how to get it."""
+    try:
+        return os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:
+        raise HostError(
+            "no permission for /dev/kvm: join its group "
+            "(sudo usermod -aG kvm $USER, then log in again)"
+        ) from None
+    except FileNotFoundError:
+        raise HostError(
+            "no /dev/kvm: load the module (sudo modprobe kvm_intel or kvm_amd), "
+            "or enable virtualisation in the firmware"
+        ) from None
+    except OSError as e:
+        raise HostError(f"cannot open /dev/kvm: {e.strerror}") from None
+
+
+def _overlay(size: int) -> int:
+    """An unnamed sparse file for the run's writes: gone with its last descriptor."""
+    directory = os.environ.get("TMPDIR") or "/var/tmp"
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        os.ftruncate(fd, size)
+    except OSError as e:
+        raise DiskError(
+            f"cannot make the run's disk in {directory}: {e.strerror} (set TMPDIR)"
+        ) from None
+    return fd

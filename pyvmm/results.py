@@ -1,0 +1,226 @@
+"""The host's side of the agent protocol (docs/protocol.md), and what a run brings back."""
+
+from __future__ import annotations
+
+import binascii
+import json
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .errors import GuestError
+
+VERSION = 1
+PORT = 1024
+MAX_FRAME = 65536
+HEADER = struct.Struct("<IHH")
+
+HELLO, STARTED, STDOUT, STDERR, EXIT, FILE_BEGIN, FILE_DATA, FILE_END, FAILED, END = range(1, 11)
+CONFIG, STDIN, KILL = 1, 2, 3
+ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, HAS_STDIN, PRIVILEGED, CLOCK = range(1, 10)
+
+EXIT_FIELDS = struct.Struct("<II12Q")
+
+
+@dataclass
+class Usage:
+    """What the program and its descendants used, as the guest's kernel counts."""
+
+    user_us: int = 0
+    system_us: int = 0
+    peak_rss: int = 0
+    """bytes, of the largest process"""
+    minor_faults: int = 0
+    major_faults: int = 0
+    block_in: int = 0
+    block_out: int = 0
+    voluntary_switches: int = 0
+    involuntary_switches: int = 0
+    steal_ns: int = 0
+    """time that the guest's CPUs wanted to run and the host did not let them"""
+    oom_kills: int = 0
+
+
+@dataclass
+class Result:
+    """What a run brought back."""
+
+    exit_code: int = 0
+    """the program's status; 128 + n if signal n killed it; 124 after a time-out"""
+    signal: int = 0
+    stdout: bytes = b""
+    stderr: bytes = b""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """contents of the requested outputs, by guest path"""
+    missing: dict[str, str] = field(default_factory=dict)
+    """requested outputs that could not be had, with the reason"""
+    timed_out: bool = False
+    out_of_memory: bool = False
+    """the guest's kernel killed something for want of memory"""
+    failure: str = ""
+    """why the program could not be started (exit_code 125, 126 or 127)"""
+    cpus: int = 0
+    """CPUs that the guest's kernel brought up"""
+    usage: Usage = field(default_factory=Usage)
+    timings: dict[str, float] = field(default_factory=dict)
+    """seconds of each phase; see Machine"""
+    exits: dict[str, int] = field(default_factory=dict)
+    """exits to user space by kind; ``kvm`` counts all exits"""
+    marks: dict[str, dict[str, int]] = field(default_factory=dict)
+    """clock (CLOCK_MONOTONIC) and exit counts when the guest reached a point"""
+    warnings: list[str] = field(default_factory=list)
+    console: str = ""
+    """the tail of the guest's console"""
+
+    def to_json(self) -> str:
+        """All of it; bytes as text where they are UTF-8, else as ``{"base64": …}``."""
+        return json.dumps(asdict(self), default=_plain, indent=2)
+
+
+def _plain(value: Any) -> Any:
+    assert isinstance(value, bytes)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": binascii.b2a_base64(value, newline=False).decode()}
+
+
+def frame(kind: int, payload: bytes = b"", index: int = 0) -> bytes:
+    return HEADER.pack(len(payload), kind, index) + payload
+
+
+def config_frame(
+    argv: Sequence[str],
+    env: Sequence[str],
+    *,
+    workdir: str,
+    user: str,
+    hostname: str,
+    outputs: Sequence[str],
+    stdin: bool,
+    privileged: bool,
+    clock_ns: int,
+) -> bytes:
+    """The CONFIG frame."""
+    records: list[tuple[int, bytes]] = [(ARG, os.fsencode(a)) for a in argv]
+    records += [(ENV, os.fsencode(e)) for e in env]
+    records += [(OUTPUT, os.fsencode(o)) for o in outputs]
+    if workdir:
+        records.append((WORKDIR, os.fsencode(workdir)))
+    if user:
+        records.append((USER, os.fsencode(user)))
+    records.append((HOSTNAME, hostname.encode()))
+    records.append((HAS_STDIN, bytes([stdin])))
+    records.append((PRIVILEGED, bytes([privileged])))
+    records.append((CLOCK, struct.pack("<Q", clock_ns)))
+    return frame(
+        CONFIG, b"".join(struct.pack("<HHI", key, 0, len(v)) + v for key, v in records)
+    )
+
+
+class Session:
+    """Takes the guest's bytes as they come and builds the Result. The guest is not trusted."""
+
+    def __init__(
+        self, outputs: Sequence[str], on_stdout: Any = None, on_stderr: Any = None
+    ) -> None:
+        self.result = Result()
+        self.outputs = list(outputs)
+        self.started_ns: int | None = None
+        self.ended_ns: int | None = None
+        self.init_ns = 0
+        self.hello = False
+        self.end = False
+        self._buffer = bytearray()
+        self._stdout: list[bytes] = []
+        self._stderr: list[bytes] = []
+        self._sinks = {
+            STDOUT: on_stdout or self._stdout.append,
+            STDERR: on_stderr or self._stderr.append,
+        }
+        self._file: tuple[int, list[bytes]] | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take more bytes. Raises GuestError if they are not the protocol."""
+        self._buffer += data
+        at, have = 0, len(self._buffer)
+        while have - at >= HEADER.size and not self.end:
+            length, kind, index = HEADER.unpack_from(self._buffer, at)
+            if length > MAX_FRAME:
+                raise GuestError(f"the guest's agent sent a frame of {length} bytes")
+            if have - at - HEADER.size < length:
+                break
+            at += HEADER.size
+            self._frame(kind, index, bytes(self._buffer[at : at + length]))
+            at += length
+        del self._buffer[:at]
+
+    def finish(self) -> Result:
+        """The Result of all that has come so far."""
+        self.result.stdout = b"".join(self._stdout)
+        self.result.stderr = b"".join(self._stderr)
+        for path in self.outputs:
+            if path not in self.result.files:
+                self.result.missing.setdefault(path, "the run ended before it was sent")
+        return self.result
+
+    def _frame(self, kind: int, index: int, payload: bytes) -> None:
+        if not self.hello and kind != HELLO:
+            raise GuestError(f"the guest's agent began with frame type {kind}, not HELLO")
+        try:
+            if kind in self._sinks:
+                self._sinks[kind](payload)
+            elif kind in (FILE_BEGIN, FILE_DATA, FILE_END):
+                self._file_frame(kind, index, payload)
+            else:
+                self._event(kind, payload)
+        except struct.error:
+            raise GuestError(f"the guest's agent sent a short frame of type {kind}") from None
+
+    def _event(self, kind: int, payload: bytes) -> None:
+        if kind == HELLO:
+            version, self.result.cpus, self.init_ns, _memory = struct.unpack("<IIQQ", payload)
+            if version != VERSION:
+                raise GuestError(f"the guest's agent speaks protocol {version}, not {VERSION}")
+            self.hello = True
+        elif kind == STARTED:
+            (self.started_ns,) = struct.unpack("<Q", payload)
+        elif kind == EXIT:
+            code, signal, self.ended_ns, *numbers = EXIT_FIELDS.unpack(payload)
+            self.result.exit_code, self.result.signal = code & 0xFF, signal
+            self.result.usage = Usage(*numbers)
+            self.result.out_of_memory = self.result.usage.oom_kills > 0
+        elif kind == FAILED:
+            (code,) = struct.unpack_from("<I", payload)
+            if code not in (125, 126, 127):
+                raise GuestError(f"the guest's agent sent failure code {code}")
+            self.result.exit_code = code
+            self.result.failure = payload[4:].decode("utf-8", "replace")
+        elif kind == END:
+            self.end = True
+        else:
+            raise GuestError(f"the guest's agent sent an unknown frame type {kind}")
+
+    def _file_frame(self, kind: int, index: int, payload: bytes) -> None:
+        if index >= len(self.outputs):
+            raise GuestError(f"the guest's agent sent output number {index}: not asked for")
+        path = self.outputs[index]
+        if kind == FILE_BEGIN:
+            error, _mode, _size = struct.unpack("<iIQ", payload)
+            self._file = (index, [])
+            if error:
+                self.result.missing[path] = os.strerror(error)
+        elif self._file is None or self._file[0] != index:
+            raise GuestError(f"the guest's agent sent output number {index} out of order")
+        elif kind == FILE_DATA:
+            self._file[1].append(payload)
+        else:
+            (error,) = struct.unpack("<i", payload)
+            if path not in self.result.missing:
+                if error:
+                    self.result.missing[path] = os.strerror(error)
+                else:
+                    self.result.files[path] = b"".join(self._file[1])
+            self._file = None

@@ -1,0 +1,187 @@
+"""The VM's own process: ``python -I -m pyvmm.worker FD``.
+
+Over the socket FD it gets one message, the specification and every descriptor that the VM needs, and
+from then opens nothing by path. It answers with one report when the VM has ended, and ends the VM
+when it is told to ("stop") or when its caller is gone (end of file). Imports are few on purpose:
+they are part of every run.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+from . import boot, cpu, layout
+from ._core import ffi, lib
+from .errors import HostError, PyvmmError
+from .kvm import CAP_BINARY_STATS_FD, Kvm, Vcpu
+from .memory import GuestMemory
+
+PR_SET_PDEATHSIG = 1
+MAX_SPEC = 1 << 20
+MAX_FDS = 16
+END_NAMES = ("none", "reset", "crash", "unknown", "errno", "stopped")
+EXIT_KINDS = ("serial", "pio", "mmio", "signal", "other")
+MARKS = ("", "init", "program", "ended")
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's ^C is for the caller
+    message, fds, _, _ = socket.recv_fds(control, MAX_SPEC, MAX_FDS)
+    if not message:
+        return
+    spec = json.loads(message)
+    if spec["parent"]:
+        lib.prctl(PR_SET_PDEATHSIG, ffi.cast("unsigned long", signal.SIGKILL))
+        if os.getppid() != spec["parent"]:
+            return
+    try:
+        report = Worker(spec, dict(zip(spec["fds"], fds, strict=True))).run(control)
+    except PyvmmError as e:
+        report = {"end": "failed", "error": type(e).__name__, "message": str(e)}
+    except OSError as e:
+        message_ = f"KVM: {e.strerror} (errno {e.errno})"
+        report = {"end": "failed", "error": "HostError", "message": message_}
+    try:
+        control.sendall(json.dumps(report).encode())
+    except BrokenPipeError:
+        return  # the caller has gone: nobody to tell
+
+
+class Worker:
+    """One VM, assembled by the constructor."""
+
+    def __init__(self, spec: dict[str, Any], fds: dict[str, int]) -> None:
+        self.spec = spec
+        self.fds = fds
+        self.core = lib.vm_new()
+        if self.core == ffi.NULL:
+            raise HostError("cannot make a VM: out of memory or file descriptors")
+        kvm = Kvm(fds["kvm"])
+        kvm.check()
+        self.vm = kvm.create_vm()
+        self.vm.set_tss(layout.IDENTITY_MAP, layout.TSS)
+        self.vm.create_irqchip()
+        self.vm.create_pit()
+        self.memory = GuestMemory(spec["memory"])
+        self.memory.map_into(self.vm)
+        for gpa, region in self.memory.regions:
+            check(lib.vm_add_memory(self.core, gpa, len(region), ffi.from_buffer(region)))
+        boot.load(self.memory, spec, fds["kernel"], fds["initrd"])
+        self._add_serial()
+        self._add_devices()
+        self.vcpus = [self._add_vcpu(kvm, i) for i in range(spec["vcpus"])]
+        boot.enter(self.vcpus[0], spec)
+
+    def _add_serial(self) -> None:
+        size = self.spec["console_size"]
+        self.ring = mmap.mmap(self.fds["ring"], size)
+        irq = self._irq(layout.GSI_SERIAL)
+        ring = ffi.cast("struct console_ring *", ffi.from_buffer(self.ring))
+        check(lib.vm_set_serial(self.core, irq, self.fds.get("console", -1), ring, size - 8))
+
+    def _irq(self, gsi: int) -> int:
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.vm.irqfd(fd, gsi)
+        return fd
+
+    def _add_devices(self) -> None:
+        disk = self.spec["disk"]
+        fds = self.fds
+        slots = [
+            lib.vm_add_blk(
+                self.core, fds["base"], fds.get("overlay", -1), disk, "overlay" not in fds, b"pyvmm-root"
+            ),
+            lib.vm_add_vsock(self.core, self.spec["cid"]),
+            lib.vm_add_rng(self.core),
+        ]
+        for slot in slots:
+            address, gsi = layout.device(check(slot))
+            kicks = []
+            for queue in range(lib.vm_device_queues(self.core, slot)):
+                kicks.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+                self.vm.ioeventfd(kicks[-1], address + 0x50, queue)
+            check(lib.vm_wire_device(self.core, slot, self._irq(gsi), kicks))
+        check(lib.vm_offer_port(self.core, slots[1], self.spec["port"], fds["results"]))
+
+    def _add_vcpu(self, kvm: Kvm, index: int) -> Vcpu:
+        if index == 0:
+            self.supported = kvm.supported_cpuid()
+            self.run_size = kvm.vcpu_mmap_size()
+            self.has_stats = bool(kvm.extension(CAP_BINARY_STATS_FD))
+        vcpu = self.vm.create_vcpu(index)
+        cpu.set_up(kvm, vcpu, index, self.spec["vcpus"], self.supported)
+        counter = vcpu.exits_counter() if self.has_stats else (-1, 0)
+        check(lib.vm_add_vcpu(self.core, vcpu.fd, self.run_size, *counter))
+        self.counters = getattr(self, "counters", [])
+        self.counters.append(counter)
+        return vcpu
+
+    def run(self, control: socket.socket) -> dict[str, Any]:
+        """Start the guest, wait for its end or the caller's word, and report."""
+        check(lib.vm_start(self.core))
+        poll = select.poll()
+        poll.register(lib.vm_done_fd(self.core), select.POLLIN)
+        poll.register(control, select.POLLIN)
+        while not poll.poll():
+            pass
+        lib.vm_stop(self.core)
+        return self.report()
+
+    def report(self) -> dict[str, Any]:
+        end = lib.vm_get_end(self.core)
+        report: dict[str, Any] = {
+            "end": END_NAMES[end.reason],
+            "kvm_exit": end.kvm_exit,
+            "errno": end.error,
+            "detail": list(end.detail),
+            "start_ns": lib.vm_start_ns(self.core),
+            "end_ns": end.time_ns,
+            "exits": {kind: lib.vm_exits(self.core, i) for i, kind in enumerate(EXIT_KINDS)},
+            "kvm_exits": sum(self._counted(fd, at) for fd, at in self.counters),
+            "marks": {},
+        }
+        for number, name in enumerate(MARKS):
+            mark = lib.vm_get_mark(self.core, number)
+            if name and mark.time_ns:
+                report["marks"][name] = {
+                    "time_ns": mark.time_ns, "exits": mark.exits, "kvm_exits": mark.kvm_exits,
+                }  # fmt: skip
+        if report["end"] in ("crash", "unknown", "errno"):
+            report["registers"] = self._post_mortem(self.vcpus[end.vcpu])
+        return report
+
+    @staticmethod
+    def _counted(fd: int, offset: int) -> int:
+        return int.from_bytes(os.pread(fd, 8, offset), "little") if fd >= 0 else 0
+
+    def _post_mortem(self, vcpu: Vcpu) -> str:
+        """The registers and the 16 bytes at RIP."""
+        try:
+            general = vcpu.get_regs()
+            text = cpu.describe(general, vcpu.get_sregs())
+            rip = int.from_bytes(general[128:136], "little")
+            physical = vcpu.translate(rip)
+            if physical is not None:
+                text += " code=" + self.memory.read(physical, 16).hex()
+        except (OSError, ValueError) as e:
+            return f"(registers not to be had: {e})"
+        return text
+
+
+def check(result: int) -> int:
+    """Raise what the core's negative errno means."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+if __name__ == "__main__":
+    main()
