@@ -58,11 +58,12 @@ def build(init: bytes, modules: Sequence[Path] = ()) -> bytes:
 
 
 def initramfs_for(kernel: Kernel, init: Path) -> Path:
-    """Return the file with ``kernel``'s initramfs around ``init``, made if it is not in the cache."""
-    suffix = f"-{kernel.modules[0].parent.parent.name}" if kernel.modules else ""
-    path = cache_dir("initramfs") / f"{identity(init)}{suffix}.cpio"
+    """Return a file with the initramfs of ``kernel`` and ``init``, made if the cache has none."""
+    # Modules lie in the directory that the store keeps for one build of one kernel.
+    modules = kernel.modules[0].parent.parent.name if kernel.modules else "none"
+    path = cache_dir("initramfs") / f"{modules}-{identity(init)}.cpio"
     if not path.exists():
-        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh = path.with_name(f".{path.name}-{os.getpid()}")
         fresh.write_bytes(build(init.read_bytes(), kernel.modules))
         fresh.replace(path)
     return path

@@ -29,19 +29,17 @@ def unpack(data: bytes) -> bytes:
         raise KernelError("bzImage is cut short")
     (protocol,) = struct.unpack_from("<H", data, _MAGIC + 4)
     if protocol < _PROTOCOL_2_08:
-        raise KernelError(
-            f"bzImage has boot protocol {protocol >> 8}.{protocol & 0xFF:02}; 2.08 is the oldest known"
-        )
+        version = f"{protocol >> 8}.{protocol & 0xFF:02}"
+        raise KernelError(f"bzImage has boot protocol {version}; 2.08 is the oldest known")
     offset, length = struct.unpack_from("<II", data, _PAYLOAD)
     start = ((data[_SETUP_SECTS] or 4) + 1) * 512 + offset
     payload = data[start : start + length]
     if len(payload) < length or not length:
         raise KernelError("bzImage is cut short")
-    for magic, name, decompress in _FORMATS:
-        if payload.startswith(magic):
-            break
-    else:
-        raise KernelError(f"bzImage has an unknown compression (it starts with {payload[:4].hex()})")
+    known = (format for format in _FORMATS if payload.startswith(format[0]))
+    _, name, decompress = next(known, (b"", "", None))
+    if decompress is None:
+        raise KernelError(f"bzImage has an unknown compression ({payload[:4].hex()})")
     try:
         return decompress(payload)
     except KernelError:

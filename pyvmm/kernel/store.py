@@ -1,7 +1,7 @@
 """What a kernel is to pyvmm, and how one is kept in the cache.
 
-Each kernel has a directory of its own under ``kernels/``: ``kernel.json`` (everything that boot code
-needs, so that no run parses an ELF), ``vmlinux`` unless the file is used where it lies, and
+Each kernel has a directory of its own under ``kernels/``: ``kernel.json`` (everything that boot
+code needs, so that no run parses an ELF), ``vmlinux`` unless the file is used where it lies, and
 ``modules/``. A directory appears whole, by a rename, or not at all; ``minimal`` and ``stock`` are
 symbolic links to the one in use.
 """

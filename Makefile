@@ -1,0 +1,84 @@
+# make setup, once; then make test, make demo. `make help` lists the rest.
+# Each part of the set-up leaves a stamp in build/, so a second call only looks at file times.
+
+PYTHON ?= python3
+VENV := .venv/bin
+
+# gcc .. python3-venv: the C parts. flex .. libelf-dev: the guest kernel. umoci, skopeo: images.
+PACKAGES := gcc make pkg-config libarchive-dev libext2fs-dev e2fsprogs python3-dev python3-venv \
+	flex bison bc libelf-dev xz-utils umoci skopeo
+KVMBOX_PACKAGES := qemu-system-x86 debootstrap busybox-static
+
+C_SOURCES := $(wildcard csrc/*.[ch] csrc/*.py rootfs/*.[ch] rootfs/*.py rootfs/kernel.config \
+	init/*.[chS] init/Makefile) setup.py
+KVMBOX_RECIPE := $(addprefix tests/kvmbox/,build.py box_init initramfs_init launcher)
+
+.PHONY: help setup build kernels demo test lint bench fuzz soak clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'setup   everything the others need: packages (as root), .venv, C parts, guest kernels,'
+	@echo '        and the kvmbox where KVM cannot run Linux'
+	@echo 'build   the C parts again, if they changed'
+	@echo 'demo    run an image and show what comes back'
+	@echo 'test    all tests        lint    ruff, mypy, clang-format'
+	@echo 'bench   measurements     fuzz    the parsers and devices     soak    many runs'
+	@echo 'clean   what was built in this directory; the cache stays'
+
+setup: build/packages.stamp build build/kernels.stamp build/kvmbox.stamp
+build: build/c.stamp
+kernels: build/kernels.stamp
+
+build/packages.stamp: Makefile
+	@mkdir -p build
+	@tests/packages.sh $(PACKAGES)
+	@touch $@
+
+build/venv.stamp: pyproject.toml | build/packages.stamp
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pyvmm needs Python 3.11")'
+	$(PYTHON) -m venv .venv
+	$(VENV)/pip install --quiet --upgrade pip 'setuptools>=77' 'cffi>=1.17'
+	$(VENV)/pip install --quiet --no-build-isolation --editable '.[dev,net]'
+	@touch $@
+
+build/c.stamp: $(C_SOURCES) build/venv.stamp
+	$(VENV)/pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+build/kernels.stamp: rootfs/kernel.config | build/c.stamp
+	$(VENV)/pyvmm kernel fetch
+	$(VENV)/pyvmm kernel build
+	@touch $@
+
+build/kvmbox.stamp: $(KVMBOX_RECIPE) | build/c.stamp build/kernels.stamp
+	@if $(VENV)/pyvmm doctor --kvm-linux; then \
+		echo 'This KVM runs Linux: no kvmbox needed.'; \
+	else \
+		tests/packages.sh $(KVMBOX_PACKAGES) && tests/kvmbox/run --build; \
+	fi
+	@touch $@
+
+demo: setup
+	@tests/demo.sh
+
+test: setup
+	@tests/run.sh
+
+bench: setup
+	@bench/run.sh
+
+fuzz: setup
+	@tests/fuzz.sh
+
+soak: setup
+	@tests/soak.sh
+
+lint: build/venv.stamp
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+	$(VENV)/clang-format --dry-run --Werror $(filter-out csrc/_% rootfs/_%,$(wildcard csrc/*.[ch] rootfs/*.[ch] init/*.[ch]))
+
+clean:
+	rm -rf build .venv *.egg-info pyvmm/_data pyvmm/*.so csrc/_core.c rootfs/_ext4.c
+	$(MAKE) -C init clean

@@ -1,0 +1,99 @@
+"""The two disks that change with the checkout: the build of pyvmm, and the guest kernels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+from build import make_disk
+
+from pyvmm import kernel
+from pyvmm.cache import cache_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("LICENSE", "README.md", "csrc", "init", "pyproject.toml", "pyvmm", "rootfs", "setup.py")
+MADE = ("*.so", "*.o", "*.pyc", "*/_core.c", "*/_ext4.c", "pyvmm/_data/*")  # by an earlier build
+KEPT = 4  # disks of earlier builds
+
+
+def pyvmm_disk() -> Path:
+    """Return a disk with the checkout's pyvmm as pip installs it, built if the source is new."""
+    files = [name for source in SOURCES for name in _files(source)]
+    digest = hashlib.sha256()
+    for name in files:
+        data = (ROOT / name).read_bytes()
+        digest.update(f"{name}\0{len(data)}\0".encode() + data)
+    disk = cache_dir("kvmbox") / f"pyvmm-{digest.hexdigest()[:16]}.ext4"
+    if not disk.exists():
+        _install(files, disk)
+        _forget_old("pyvmm-*.ext4")
+    return disk
+
+
+def _files(source: str) -> list[str]:
+    """Return the names below the checkout of what a build is made from."""
+    top = ROOT / source
+    paths = sorted(top.rglob("*")) if top.is_dir() else [top]
+    names = (str(path.relative_to(ROOT)) for path in paths if path.is_file())
+    return [name for name in names if not any(fnmatch(name, made) for made in MADE)]
+
+
+def _install(files: list[str], disk: Path) -> None:
+    """Build in a copy: the checkout stays as it is, and only what changed is compiled again."""
+    work = cache_dir("kvmbox", "build")
+    python = work / "venv/bin/python"
+    if not python.exists():
+        _run(sys.executable, "-m", "venv", work / "venv")
+        _run(python, "-m", "pip", "install", "-q", "setuptools>=77", "wheel", "cffi>=1.17")
+    source, target = work / "source", work / "target"
+    for name in files:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, source / name)
+    for path in source.rglob("*"):
+        name = str(path.relative_to(source))
+        if path.is_file() and name.endswith((".py", ".c", ".h")) and name not in files:
+            path.unlink()  # renamed or removed since the last build
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(source / "build" / "lib", ignore_errors=True)
+    pip = (python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation")
+    _run(*pip, "--target", target, source)
+    make_disk(target, disk, "64M")
+
+
+def kernels_disk() -> Path:
+    """Return a disk with the guest kernels of this host's cache, laid out as the cache is."""
+    root = cache_dir("kernels")
+    used = {k.name: k.path.parent.name for k in kernel.installed()}
+    digest = hashlib.sha256(repr(sorted(used.items())).encode())
+    disk = cache_dir("kvmbox") / f"kernels-{digest.hexdigest()[:16]}.ext4"
+    if not disk.exists():
+        tree = cache_dir("kvmbox") / f".kernels-{os.getpid()}"
+        tree.mkdir()
+        try:
+            for name, key in used.items():
+                shutil.copytree(root / key, tree / key)
+                (tree / name).symlink_to(key)
+            make_disk(tree, disk, "512M")
+        finally:
+            shutil.rmtree(tree)
+        _forget_old("kernels-*.ext4")
+    return disk
+
+
+def _forget_old(pattern: str) -> None:
+    disks = sorted(cache_dir("kvmbox").glob(pattern), key=lambda path: path.stat().st_mtime)
+    for disk in disks[:-KEPT]:
+        disk.unlink(missing_ok=True)  # a box that still runs has it open
+
+
+def _run(*command: str | Path) -> None:
+    done = subprocess.run(
+        command, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if done.returncode:
+        raise SystemExit(f"kvmbox: building pyvmm failed:\n{done.stdout}")

@@ -1,0 +1,152 @@
+"""Runs one command in the box: starts QEMU, passes the output through, ends with the exit code.
+
+QEMU's software CPU implements AMD SVM, so the box's /dev/kvm is the real thing, only slow. The
+flags are those with which the box never hung: one CPU, one thread (two CPUs did hang).
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import selectors
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import build
+import payload
+
+TIMED_OUT, FAILED = 124, 125
+TAIL_LINES = 40
+FLAGS = shlex.split(
+    "-M q35 -accel tcg,thread=single,tb-size=512 -cpu max -smp 1"
+    " -nodefaults -no-user-config -nographic -no-reboot"
+)
+POWER_OFF_S = 15.0  # from the command's exit code to QEMU's end
+
+
+class BoxError(Exception):
+    """The box, not the command, went wrong; ``code`` is what to exit with."""
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="tests/kvmbox/run",
+        description="Run a command where /dev/kvm works, with this checkout's pyvmm installed. "
+        f"Exits with the command's code; {TIMED_OUT}: timed out, {FAILED}: the box failed.",
+    )
+    parser.add_argument("--share", type=Path, default=payload.ROOT, metavar="DIR",
+                        help="host directory seen as /share, where the command starts "
+                        "(default: the checkout)")  # fmt: skip
+    parser.add_argument("--memory", default="4G", help="of the box (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=3600, metavar="SECONDS",
+                        help="kill the box after that (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--shell", action="store_true", help="a shell on the box's console")
+    parser.add_argument("--build", action="store_true", help="only make the box ready")
+    parser.add_argument("command", nargs="*", help="after --")
+    options = parser.parse_args()
+    if not (options.command or options.shell or options.build):
+        parser.error("no command")
+    arguments = machine(options.share, options.memory)
+    if options.build:
+        return 0
+    if options.shell:
+        return subprocess.call([*arguments, "-serial", "mon:stdio", *kernel_line("box.shell")])
+    try:
+        return run(arguments, shlex.join(options.command), options.timeout)
+    except BoxError as error:
+        print(f"kvmbox: {error}", file=sys.stderr)
+        return error.code
+
+
+def machine(share: Path, memory: str) -> list[str]:
+    """Return the command line of a box that leaves no trace: its disks are throw-away copies."""
+    box = build.box()
+    arguments = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *FLAGS]
+    arguments += ["-m", memory, "-kernel", str(box.kernel), "-initrd", str(box.initramfs)]
+    for disk in (box.disk, payload.kernels_disk(), payload.pyvmm_disk()):
+        arguments += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe"]
+    where = str(share.resolve(strict=True)).replace(",", ",,")
+    shared = f"local,path={where},mount_tag=share,security_model=none,multidevs=remap"
+    return [*arguments, "-virtfs", shared]
+
+
+def kernel_line(*more: str) -> list[str]:
+    line = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
+    return ["-append", " ".join((line, *more))]
+
+
+def run(arguments: list[str], script: str, timeout: float) -> int:
+    """Run ``script`` in the box and return its exit code.
+
+    Raises BoxError, with the tail of the console: no exit code came within ``timeout`` seconds.
+    """
+    with tempfile.TemporaryDirectory(prefix="kvmbox-") as directory:
+        console = Path(directory, "console")
+        console.touch()
+        pairs = [socket.socketpair() for _ in range(3)]
+        arguments = [*arguments, "-serial", f"file:{console}", *kernel_line()]
+        arguments += ["-device", "virtio-serial-pci"]
+        for index, (_, theirs) in enumerate(pairs):
+            arguments += ["-chardev", f"socket,id=port{index},fd={theirs.fileno()}"]
+            arguments += ["-device", f"virtserialport,chardev=port{index}"]
+        qemu = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno() for _, theirs in pairs],
+        )
+        for _, theirs in pairs:
+            theirs.close()
+        ours = [ours for ours, _ in pairs]
+        try:
+            ours[2].sendall(base64.b64encode(script.encode()) + b"\n")
+            return relay(*ours, time.monotonic() + timeout)
+        except BoxError as error:
+            tail = console.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            raise BoxError("\n".join((f"{error}; its console:", *tail)), error.code) from None
+        finally:
+            qemu.kill()
+            qemu.wait()
+            for end in ours:
+                end.close()
+
+
+def relay(out: socket.socket, err: socket.socket, control: socket.socket, deadline: float) -> int:
+    """Copy both outputs until QEMU has ended, and return the exit code that came by then."""
+    answer = b""
+    with selectors.DefaultSelector() as waiting:
+        for end, target in ((out, 1), (err, 2), (control, None)):
+            waiting.register(end, selectors.EVENT_READ, target)
+        while waiting.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                if answer.endswith(b"\n"):
+                    break
+                raise BoxError("timed out", TIMED_OUT)
+            for key, _ in waiting.select(left):
+                data = os.read(key.fd, 65536)
+                if not data:
+                    waiting.unregister(key.fileobj)
+                elif key.data is None:
+                    answer += data
+                    deadline = min(deadline, time.monotonic() + POWER_OFF_S)
+                else:
+                    write_all(key.data, data)
+    if not answer.endswith(b"\n"):
+        raise BoxError("the box died before the command ended")
+    return int(answer)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
