@@ -13,13 +13,13 @@
 
 #include "writer.h"
 
-#define MIB		    ((uint64_t)1 << 20)
-#define SIZE_MIN	    MIB
-#define SIZE_MAX_BYTES	    ((uint64_t)16 << 40) /* 2^32 blocks: more needs the 64bit feature */
-#define BYTES_PER_INODE	    16384u		 /* as mke2fs: the default */
-#define BYTES_PER_INODE_SM  4096u /* and for small disks, where a file a block must be possible */
-#define SMALL_DISK	    (512 * MIB)
-#define GROUPS_PER_FLEX_LOG 4
+#define MIB		      ((uint64_t)1 << 20)
+#define SIZE_MIN	      MIB
+#define SIZE_MAX_BYTES	      ((uint64_t)16 << 40) /* 2^32 blocks: more needs the 64bit feature */
+#define BYTES_PER_INODE_SMALL 4096u  /* on a small disk a file a block must be possible */
+#define BYTES_PER_INODE_LARGE 16384u /* as mke2fs: on a large one more tables would be waste */
+#define INODES_SMALL_MAX      131072u
+#define GROUPS_PER_FLEX_LOG   4
 
 static const unsigned char fixed_uuid[16] = {0x70, 0x79, 0x76, 0x6d, 0x6d, 0x00, 0x40, 0x00,
 					     0x80, 0x00, 0x62, 0x61, 0x73, 0x65, 0x00, 0x01};
@@ -30,9 +30,13 @@ static int ext2_error(struct ext4_writer *w, const char *what, errcode_t code)
 		    error_message(code));
 }
 
-static uint32_t bytes_per_inode(uint64_t size)
+static uint64_t inode_count(uint64_t size)
 {
-	return size < SMALL_DISK ? BYTES_PER_INODE_SM : BYTES_PER_INODE;
+	uint64_t few = size / BYTES_PER_INODE_LARGE, many = size / BYTES_PER_INODE_SMALL;
+
+	if (many > INODES_SMALL_MAX)
+		many = INODES_SMALL_MAX;
+	return many > few ? many : few;
 }
 
 /* The feature set of a plain ext4 without journal and without metadata_csum: fewer cycles in the
@@ -41,7 +45,7 @@ static void set_parameters(struct ext2_super_block *sb, uint64_t size)
 {
 	memset(sb, 0, sizeof(*sb));
 	ext2fs_blocks_count_set(sb, size / DISK_BLOCK);
-	sb->s_inodes_count = (uint32_t)(size / bytes_per_inode(size));
+	sb->s_inodes_count = (uint32_t)inode_count(size);
 	sb->s_log_block_size = 2;
 	sb->s_log_cluster_size = 2;
 	sb->s_rev_level = EXT2_DYNAMIC_REV;
@@ -143,18 +147,19 @@ const char *ext4_error(const struct ext4_writer *w)
 	return w->failure.text;
 }
 
-/* Directories and inode tables are estimated; the rest has been counted. */
+/* Directories and metadata are estimated; the rest has been counted. */
 uint64_t ext4_needed(const struct ext4_writer *w)
 {
-	uint64_t data =
-		(w->peak + 2 * (uint64_t)w->directories) * DISK_BLOCK + (uint64_t)w->names * 32;
-	uint64_t size = data + data / 16 + (uint64_t)w->inodes * 256 + 4 * MIB;
+	uint64_t blocks = w->peak + 2 * (uint64_t)w->directories;
+	uint64_t inodes = w->inodes + EXT2_GOOD_OLD_FIRST_INO;
+	uint64_t size = blocks * DISK_BLOCK + (uint64_t)w->names * 32;
+	uint64_t room;
 
-	size += size / (bytes_per_inode(size) / 256 - 1); /* the inode tables */
-	if (size / bytes_per_inode(size) < (uint64_t)w->inodes + 16)
-		size = ((uint64_t)w->inodes + 16) * bytes_per_inode(size);
-	if (size / bytes_per_inode(size) < (uint64_t)w->inodes + 16) /* grown past SMALL_DISK */
-		size = ((uint64_t)w->inodes + 16) * bytes_per_inode(size);
+	size += size / 16 + 4 * MIB;
+	size += inode_count(2 * size) * 256;
+	room = inodes * (inodes > INODES_SMALL_MAX ? BYTES_PER_INODE_LARGE : BYTES_PER_INODE_SMALL);
+	if (size < room)
+		size = room;
 	return (size + 16 * MIB - 1) / (16 * MIB) * (16 * MIB);
 }
 

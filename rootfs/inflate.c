@@ -4,6 +4,7 @@
 #include <archive.h>
 #include <archive_entry.h>
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -14,6 +15,7 @@
 
 struct inflate {
 	struct archive *archive;
+	bool empty; /* not one uncompressed byte */
 	int fd;
 	uint64_t offset, left;
 	unsigned char buffer[READ_SIZE];
@@ -59,13 +61,13 @@ struct inflate *inflate_open(int fd, uint64_t offset, uint64_t size)
 	archive_read_support_format_empty(s->archive);
 	/* What fails here fails again, and with the same text, in the first read. */
 	if (archive_read_open(s->archive, s, NULL, read_blob, NULL) == ARCHIVE_OK)
-		archive_read_next_header(s->archive, &entry);
+		s->empty = archive_read_next_header(s->archive, &entry) == ARCHIVE_EOF;
 	return s;
 }
 
 int64_t inflate_read(struct inflate *s, void *buffer, size_t size)
 {
-	int64_t n = archive_read_data(s->archive, buffer, size);
+	int64_t n = s->empty ? 0 : archive_read_data(s->archive, buffer, size);
 
 	return n < 0 ? -1 : n;
 }

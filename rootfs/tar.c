@@ -81,7 +81,8 @@ int tar_take(struct tar *t, size_t size, const unsigned char **bytes)
 	return 0;
 }
 
-static int skip(struct tar *t, uint64_t size)
+/* Steps over bytes, fewer where the stream ends; *missing is how many. */
+static int skip(struct tar *t, uint64_t size, uint64_t *missing)
 {
 	while (size) {
 		size_t n = t->end - t->start;
@@ -91,12 +92,13 @@ static int skip(struct tar *t, uint64_t size)
 			return err;
 		n = t->end - t->start;
 		if (n == 0)
-			return truncated(t);
+			break;
 		if (n > size)
 			n = size;
 		t->start += n;
 		size -= n;
 	}
+	*missing = size;
 	return 0;
 }
 
@@ -257,8 +259,12 @@ static int extended(struct tar *t, char type, uint64_t size)
 
 	if (size > TAR_EXTENDED_MAX)
 		return fail(t->failure, EXT4_IMAGE, "an extended tar header is larger than 1 MiB");
-	if (type == 'g') /* global defaults: no reader of layers honours them */
-		return skip(t, size + padding);
+	if (type == 'g') { /* global defaults: no reader of layers honours them */
+		uint64_t missing;
+
+		err = skip(t, size + padding, &missing);
+		return !err && missing ? truncated(t) : err;
+	}
 	data = malloc(size + 1);
 	if (!data)
 		return no_memory(t);
@@ -386,8 +392,13 @@ void tar_close(struct tar *t)
 
 int tar_next(struct tar *t, struct tar_entry **out)
 {
-	int err = skip(t, t->left + t->padding);
+	uint64_t missing;
+	int err = skip(t, t->left + t->padding, &missing);
 
+	/* Some writers end without padding and end mark: Go's, if it is not closed, as by umoci
+	 * insert. */
+	if (!err && missing > t->padding)
+		err = truncated(t);
 	*out = NULL;
 	t->left = t->padding = 0;
 	t->span = t->span_done = 0;
