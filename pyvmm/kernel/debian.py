@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -40,7 +41,13 @@ def _run(*command: str, cwd: Path | None = None) -> str:
     if shutil.which(command[0]) is None:
         raise KernelError(f"no {command[0]} here: not a Debian host; name a kernel file instead")
     done = subprocess.run(
-        command, cwd=cwd, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        command,
+        cwd=cwd,
+        env=os.environ | {"LC_ALL": "C"},  # what is read here is translated elsewhere
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

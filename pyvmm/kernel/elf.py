@@ -28,7 +28,6 @@ def inspect(data: bytes, modules: Collection[str] = ()) -> Image:
 
     Raises KernelError if it is no x86-64 Linux, has no entry that pyvmm knows, or lacks drivers.
     """
-    from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
     try:
@@ -39,6 +38,8 @@ def inspect(data: bytes, modules: Collection[str] = ()) -> Image:
             Segment(s["p_offset"], s["p_filesz"], s["p_paddr"], s["p_memsz"])
             for s in elf.iter_segments("PT_LOAD")
         )
+        if any(s.offset + s.filesz > len(data) or s.filesz > s.memsz for s in segments):
+            raise KernelError("damaged ELF: a segment reaches beyond the file")
         pvh = next(
             (
                 int.from_bytes(note["n_descdata"], "little")
@@ -49,10 +50,10 @@ def inspect(data: bytes, modules: Collection[str] = ()) -> Image:
             None,
         )
         entry = elf["e_entry"]
-    except (ELFError, ValueError, UnicodeError) as error:
+    except KernelError:
+        raise
+    except Exception as error:  # pyelftools lets all that its parser raises through
         raise KernelError(f"damaged ELF: {error}") from error
-    if any(s.offset + s.filesz > len(data) or s.filesz > s.memsz for s in segments):
-        raise KernelError("damaged ELF: a segment reaches beyond the file")
     banner = re.search(rb"Linux version (\d\S*) ", data)
     if banner is None:
         raise KernelError("an ELF file, but not a Linux kernel")
