@@ -46,9 +46,12 @@ enum {
 #define ISR_CONFIG		  2
 #define VENDOR_ID		  0x4d56 /* no registry for MMIO; any value will do */
 
+/* A driver that goes on although its features were refused (§3.1.1) is not served. */
 bool virtio_running(const struct virtio_dev *dev)
 {
-	return (dev->status & (STATUS_DRIVER_OK | STATUS_DEVICE_NEEDS_RESET)) == STATUS_DRIVER_OK;
+	const uint32_t on = STATUS_FEATURES_OK | STATUS_DRIVER_OK;
+
+	return (dev->status & (on | STATUS_DEVICE_NEEDS_RESET)) == on;
 }
 
 static void virtio_interrupt(struct virtio_dev *dev, uint32_t cause)
