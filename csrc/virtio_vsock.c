@@ -317,10 +317,11 @@ static bool conn_fill(struct conn *c, struct chain *ch, struct vsock_hdr *hdr)
 	uint32_t want = (uint32_t)MIN(MIN(room, MAX_PACKET), conn_credit(c));
 	struct iovec iov[VQ_IOV_MAX];
 	unsigned n = iov_slice(ch->iov, ch->n_in, sizeof(*hdr), want, iov);
+	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
 	ssize_t got;
 
 	do
-		got = readv(c->ev.fd, iov, (int)n);
+		got = recvmsg(c->ev.fd, &msg, MSG_DONTWAIT);
 	while (got < 0 && errno == EINTR);
 	if (got < 0 && errno == EAGAIN) {
 		c->readable = false;
