@@ -55,7 +55,7 @@ static void mount_new(const char *type, const char *path, unsigned long flags, c
 
 static void mounts_devices(void)
 {
-	mount_new("tmpfs", "dev", MS_NOSUID | MS_NOEXEC, "mode=0755,size=64m");
+	mount_new("tmpfs", "dev", MS_NOSUID, "mode=0755,size=64m");
 	for (size_t i = 0; i < ARRAY_SIZE(devices); i++)
 		sys_mknod(devices[i].path, S_IFCHR | 0666, 1 << 8 | devices[i].minor);
 	sys_mknod("dev/tty", S_IFCHR | 0666, 5 << 8);
@@ -109,14 +109,17 @@ void mounts_switch_root(void)
 		fail_errno(CODE_INTERNAL, "switching to the image's root", err);
 }
 
-/* Bound to themselves: the file system stays writable, this view of it does not. */
+/* What is no mount is bound to itself first. The file system stays writable, this view does not. */
 static void mount_read_only(const char *path)
 {
 	unsigned long flags = MS_REMOUNT | MS_BIND | MS_RDONLY | QUIET;
-	long err = sys_mount(path, path, NULL, MS_BIND | MS_REC, NULL);
+	long err = sys_mount(NULL, path, NULL, flags, NULL);
 
-	if (!err)
-		err = sys_mount(NULL, path, NULL, flags, NULL);
+	if (err == -EINVAL) {
+		err = sys_mount(path, path, NULL, MS_BIND, NULL);
+		if (!err)
+			err = sys_mount(NULL, path, NULL, flags, NULL);
+	}
 	if (err < 0 && err != -ENOENT)
 		fail_errno(CODE_INTERNAL, path, err);
 }

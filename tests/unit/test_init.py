@@ -597,6 +597,14 @@ def test_kill_reaches_everyone(guest) -> None:
     assert b"parent\n" in r.stdout
 
 
+def test_init_sleeps_while_the_program_runs(shell) -> None:
+    r = shell(
+        "count() { grep ctxt_switches /proc/1/status; }; a=$(count); sleep 1; b=$(count); "
+        'test "$a" = "$b" || echo "$a" "$b"'
+    )
+    assert r.stdout == b""
+
+
 # Orphans and leftovers
 
 
@@ -623,7 +631,10 @@ def test_leftovers_that_write_do_not_keep_the_run_open(shell) -> None:
 
 def test_fork_bomb(shell) -> None:
     # Bounded by depth: root's processes know no RLIMIT_NPROC, and this runs on the host's kernel.
-    r = shell("f() { [ $1 -gt 6 ] || { f $(($1+1)) & f $(($1+1)) & }; sleep 99; }; f 0 & sleep 0.3; exit 4")
+    r = shell(
+        "f() { [ $1 -gt 6 ] || { f $(($1+1)) & f $(($1+1)) & }; sleep 99; }; "
+        "f 0 & sleep 0.3; exit 4"
+    )
     assert r.exit["code"] == 4
 
 
@@ -693,6 +704,7 @@ def test_mounts(shell) -> None:
     assert mounts["/dev/pts"][0] == "devpts"
     assert "ro" in mounts["/sys"][1]
     assert "ro" in mounts["/proc/sys"][1]
+    assert len(r.stdout.splitlines()) == len(mounts)
     assert "/tmp" not in mounts
     assert "/run" not in mounts
 
