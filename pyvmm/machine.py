@@ -107,12 +107,13 @@ class Machine:
                 os.close(fd)
         self._results.setblocking(False)
         self._session = Session(config.outputs, config.on_stdout, config.on_stderr)
-        self._outgoing = bytearray(self._first_frames())
+        self._outgoing = bytearray(self._config_frame())
+        self._input = None if config.stdin is None else results.Input(config.stdin)
         self._times["spawned"] = time.monotonic()
 
-    def _first_frames(self) -> bytes:
+    def _config_frame(self) -> bytes:
         config, program = self.config, self._plan.program
-        frames = results.config_frame(
+        return results.config_frame(
             program.argv,
             program.env,
             workdir=program.workdir,
@@ -123,12 +124,6 @@ class Machine:
             privileged=config.privileged,
             clock_ns=time.time_ns(),
         )
-        if config.stdin is not None:
-            for at in range(0, len(config.stdin), results.MAX_FRAME):
-                part = config.stdin[at : at + results.MAX_FRAME]
-                frames += results.frame(results.STDIN, part)
-            frames += results.frame(results.STDIN)
-        return frames
 
     def wait(self) -> Result:
         """Wait for the program's end and return what it brought back.
@@ -201,6 +196,8 @@ class Machine:
         The socket's other end is the worker's: its end of file tells of every end, also a crash's.
         """
         assert self._results
+        if self._input:
+            self._outgoing += self._input.frames(self._session.stdin_taken)
         poll = select.poll()
         poll.register(self._results, select.POLLIN | (select.POLLOUT if self._outgoing else 0))
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000 + 1

@@ -15,9 +15,12 @@ from .errors import GuestError
 VERSION = 1
 PORT = 1024
 MAX_FRAME = 65536
+STDIN_WINDOW = 256 << 10  # bytes of STDIN on the way at most, so that a KILL gets through
 HEADER = struct.Struct("<IHH")
 
-HELLO, STARTED, STDOUT, STDERR, EXIT, FILE_BEGIN, FILE_DATA, FILE_END, FAILED, END = range(1, 11)
+HELLO, STARTED, STDOUT, STDERR, EXIT, FILE_BEGIN, FILE_DATA, FILE_END, FAILED, END, STDIN_TAKEN = range(
+    1, 12
+)
 CONFIG, STDIN, KILL = 1, 2, 3
 ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, HAS_STDIN, PRIVILEGED, CLOCK = range(1, 10)
 
@@ -120,6 +123,28 @@ def config_frame(
     )
 
 
+class Input:
+    """The program's standard input as STDIN frames, never more than the window ahead."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._sent = 0
+        self._closed = False
+
+    def frames(self, taken: int) -> bytes:
+        """What may be sent now that the guest has taken ``taken`` bytes."""
+        out = b""
+        until = min(taken + STDIN_WINDOW, len(self._data))
+        while self._sent < until:
+            part = self._data[self._sent : min(self._sent + MAX_FRAME, until)]
+            out += frame(STDIN, part)
+            self._sent += len(part)
+        if self._sent == len(self._data) and not self._closed:
+            self._closed = True
+            out += frame(STDIN)
+        return out
+
+
 class Session:
     """Takes the guest's bytes as they come and builds the Result. The guest is not trusted."""
 
@@ -133,6 +158,7 @@ class Session:
         self.init_ns = 0
         self.hello = False
         self.end = False
+        self.stdin_taken = 0
         self._buffer = bytearray()
         self._stdout: list[bytes] = []
         self._stderr: list[bytes] = []
@@ -198,6 +224,8 @@ class Session:
                 raise GuestError(f"the guest's agent sent failure code {code}")
             self.result.exit_code = code
             self.result.failure = payload[4:].decode("utf-8", "replace")
+        elif kind == STDIN_TAKEN:
+            self.stdin_taken += struct.unpack("<I", payload)[0]
         elif kind == END:
             self.end = True
         else:
