@@ -39,6 +39,7 @@ enum { BLK_S_OK = 0, BLK_S_IOERR = 1, BLK_S_UNSUPP = 2 };
 #define ID_LEN	      20u
 #define DISCARD_MAX   (1u << 22) /* sectors in one discard or write-zeroes: 2 GiB */
 #define DISCARD_ALIGN (CLUSTER / SECTOR)
+#define RANGE_UNMAP   1u /* in a write-zeroes: the blocks may be given up */
 
 /* §5.2.4, up to what the features we offer use. */
 struct blk_config {
@@ -186,15 +187,16 @@ static bool blk_inside(const struct blk *b, uint64_t sector, uint64_t len)
 }
 
 /* DISCARD and WRITE_ZEROES (§5.2.6): both leave zeros, which is more than a discard promises. */
-static int blk_discard(struct blk *b, const struct chain *c)
+static int blk_discard(struct blk *b, const struct chain *c, size_t out_len, uint32_t known_flags)
 {
 	struct blk_range range;
 	struct iovec iov[VQ_IOV_MAX];
 	unsigned n = iov_slice(c->iov, c->n_out, sizeof(struct blk_request), sizeof(range), iov);
 
-	if (iov_copy_out(iov, n, &range, sizeof(range)) != sizeof(range))
+	if (out_len != sizeof(range))
 		return BLK_S_IOERR;
-	if (range.sectors > DISCARD_MAX || range.flags > 1)
+	iov_copy_out(iov, n, &range, sizeof(range));
+	if (range.sectors > DISCARD_MAX || range.flags & ~known_flags)
 		return BLK_S_UNSUPP;
 	if (!blk_inside(b, range.sector, (uint64_t)range.sectors * SECTOR))
 		return BLK_S_IOERR;
@@ -242,7 +244,9 @@ static int blk_request(struct blk *b, const struct chain *c, uint32_t *written)
 		return BLK_S_OK;
 	case BLK_T_DISCARD:
 	case BLK_T_WRITE_ZEROES:
-		return b->dev.features & BLK_F_RO ? BLK_S_IOERR : blk_discard(b, c);
+		if (b->dev.features & BLK_F_RO)
+			return BLK_S_IOERR;
+		return blk_discard(b, c, out_len, req.type == BLK_T_DISCARD ? 0 : RANGE_UNMAP);
 	default:
 		return BLK_S_UNSUPP;
 	}
