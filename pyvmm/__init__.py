@@ -35,8 +35,8 @@ __all__ = [
     "Machine",
     "PyvmmError",
     "Result",
-    "UsageError",
     "Usage",
+    "UsageError",
     "__version__",
     "run",
 ]

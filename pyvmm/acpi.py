@@ -1,7 +1,7 @@
 """The hardware description: ACPI tables (ACPI 6.5, hardware-reduced), or an MP table.
 
-A kernel with ACPI finds its CPUs in the MADT and its devices in the DSDT; pyvmm's minimal kernel has
-no ACPI and reads an MP table (Intel MultiProcessor Specification 1.4), its devices stand on the
+A kernel with ACPI finds its CPUs in the MADT and its devices in the DSDT; pyvmm's minimal kernel
+has no ACPI and reads an MP table (Intel MultiProcessor Specification 1.4), its devices stand on the
 command line (``virtio_mmio.device=``).
 """
 
@@ -20,7 +20,7 @@ RESET_REG_SUPPORTED = 1 << 10
 NO_VGA, NO_MSI, NO_CMOS_RTC = 1 << 2, 1 << 3, 1 << 5
 
 
-def _checksum(data: bytes) -> int:
+def _checksum(data: bytes | bytearray) -> int:
     return -sum(data) & 0xFF
 
 

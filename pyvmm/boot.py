@@ -164,9 +164,7 @@ def _write_zero_page(memory: GuestMemory, spec: dict[str, Any]) -> None:
     for i, entry in enumerate(entries):
         put(0x2D0 + 20 * i, "QQI", *entry)
     memory.write(layout.ZERO_PAGE, bytes(page))
-    memory.write(
-        SETUP_RNG_SEED_AT, struct.pack("<QII", 0, SETUP_RNG_SEED, 32) + os.urandom(32)
-    )
+    memory.write(SETUP_RNG_SEED_AT, struct.pack("<QII", 0, SETUP_RNG_SEED, 32) + os.urandom(32))
 
 
 def write_page_tables(memory: GuestMemory) -> None:

@@ -240,7 +240,7 @@ def _doctor(a: argparse.Namespace) -> int:
     failed = False
     for check in doctor.checks():
         failed |= bool(check.trouble)
-        print(f"{'✗' if check.trouble else '✓'} {check.name}{': ' * bool(check.trouble)}{check.trouble}")
+        print(f"✗ {check.name}: {check.trouble}" if check.trouble else f"✓ {check.name}")
         if check.trouble and check.mend:
             print(f"    mend: {check.mend}")
     return 1 if failed else 0

@@ -28,7 +28,9 @@ def _core_bits(vcpus: int) -> int:
     return (vcpus - 1).bit_length()
 
 
-def cpuid(supported: list[Leaf], index: int, vcpus: int, tsc_khz: int, deadline: bool) -> list[Leaf]:
+def cpuid(
+    supported: list[Leaf], index: int, vcpus: int, tsc_khz: int, deadline: bool
+) -> list[Leaf]:
     """What vCPU ``index`` of ``vcpus`` shall see: KVM's leaves with our topology.
 
     One socket, one thread a core, APIC id = index. Without a PMU (leaf 0xa is empty): the guest's
@@ -85,9 +87,10 @@ def set_up(kvm: Kvm, vcpu: Vcpu, index: int, vcpus: int, supported: list[Leaf]) 
     vcpu.set_lapic(bytes(lapic))
 
 
-def _segment(selector: int, kind: int, *, code64: bool = False, system: bool = False,
-             limit: int = 0xFFFFFFFF) -> bytes:
-    """A flat ``kvm_segment``: base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable."""
+def _segment(
+    selector: int, kind: int, *, code64: bool = False, system: bool = False, limit: int = 0xFFFFFFFF
+) -> bytes:
+    """A flat ``kvm_segment``: base, limit, selector, type, then present, dpl, db, s, l, g, …"""
     return struct.pack(
         "<QIH10B", 0, limit, selector, kind, 1, 0, int(not code64 and not system),
         int(not system), int(code64), int(not system), 0, 0, 0,

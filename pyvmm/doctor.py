@@ -36,8 +36,8 @@ CODE = bytes.fromhex(
 def why_not_linux() -> str:
     """Why this host's KVM cannot run Linux; empty if it can. Takes about a millisecond.
 
-    A guest of nine instructions does what every Linux does early, and what a KVM without VT-x or SVM
-    (its instruction emulator) cannot: SSE, XGETBV, XRSTOR.
+    A guest of nine instructions does what every Linux does early, and what a KVM without VT-x or
+    SVM (its instruction emulator) cannot: SSE, XGETBV, XRSTOR.
     """
     fd = open_kvm()
     try:
@@ -56,7 +56,7 @@ def why_not_linux() -> str:
         vcpu.set_regs(cpu.regs(rip=CODE_AT, rbx=AREA_AT))
         with mmap.mmap(vcpu.fd, kvm.vcpu_mmap_size()) as run:
             ioctl(vcpu.fd, KVM_RUN, 0)
-            reason, detail = struct.unpack_from("<I", run, 8)[0], struct.unpack_from("<I", run, 32)[0]
+            reason, detail = struct.unpack_from("<I20xI", run, 8)
         os.close(vcpu.fd)
         os.close(vm.fd)
     finally:

@@ -70,7 +70,7 @@ class Kvm:
             raise HostError(f"/dev/kvm speaks KVM API version {version}, pyvmm needs 12")
         missing = [name for name, cap in CAPABILITIES.items() if not self.extension(cap)]
         if missing:
-            raise HostError(f"this KVM lacks KVM_CAP_{', KVM_CAP_'.join(missing)}: use a newer kernel")
+            raise HostError(f"KVM here lacks KVM_CAP_{', KVM_CAP_'.join(missing)}: use a newer one")
 
     def extension(self, cap: int) -> int:
         return int(ioctl(self.fd, CHECK_EXTENSION, cap))

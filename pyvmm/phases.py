@@ -26,5 +26,5 @@ def table(result: Result) -> str:
     exits = result.exits
     if exits:
         kinds = ", ".join(f"{count} {kind}" for kind, count in exits.items() if kind != "kvm")
-        lines.append(f"exits to user space: {kinds}; all KVM exits: {exits['kvm'] or 'not counted'}")
+        lines.append(f"exits to user space: {kinds}; all: {exits['kvm'] or 'unknown'}")
     return "\n".join(lines)

@@ -52,7 +52,8 @@ class Plan:
         for slot, name in enumerate(DEVICES):
             address, gsi = layout.device(slot)
             lines.append(f"device   {name} at {address:#x}, interrupt {gsi}")
-        lines.append(f"device   16550A at port {layout.PORT_SERIAL:#x}, interrupt {layout.GSI_SERIAL}")
+        port, gsi = layout.PORT_SERIAL, layout.GSI_SERIAL
+        lines.append(f"device   16550A at port {port:#x}, interrupt {gsi}")
         lines.append(f"disk     {spec['disk']} bytes, ext4")
         return "\n".join(lines)
 

@@ -18,9 +18,8 @@ MAX_FRAME = 65536
 STDIN_WINDOW = 256 << 10  # bytes of STDIN on the way at most, so that a KILL gets through
 HEADER = struct.Struct("<IHH")
 
-HELLO, STARTED, STDOUT, STDERR, EXIT, FILE_BEGIN, FILE_DATA, FILE_END, FAILED, END, STDIN_TAKEN = range(
-    1, 12
-)
+HELLO, STARTED, STDOUT, STDERR, EXIT = range(1, 6)
+FILE_BEGIN, FILE_DATA, FILE_END, FAILED, END, STDIN_TAKEN = range(6, 12)
 CONFIG, STDIN, KILL = 1, 2, 3
 ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, HAS_STDIN, PRIVILEGED, CLOCK = range(1, 10)
 
@@ -118,9 +117,7 @@ def config_frame(
     records.append((HAS_STDIN, bytes([stdin])))
     records.append((PRIVILEGED, bytes([privileged])))
     records.append((CLOCK, struct.pack("<Q", clock_ns)))
-    return frame(
-        CONFIG, b"".join(struct.pack("<HHI", key, 0, len(v)) + v for key, v in records)
-    )
+    return frame(CONFIG, b"".join(struct.pack("<HHI", key, 0, len(v)) + v for key, v in records))
 
 
 class Input:

@@ -1,8 +1,8 @@
 """The VM's own process: ``python -I -m pyvmm.worker FD``.
 
-Over the socket FD it gets one message, the specification and every descriptor that the VM needs, and
-from then opens nothing by path. It answers with one report when the VM has ended, and ends the VM
-when it is told to ("stop") or when its caller is gone (end of file). Imports are few on purpose:
+Over the socket FD it gets one message, the specification and every descriptor that the VM needs,
+and from then opens nothing by path. It answers with one report when the VM has ended, and ends the
+VM when it is told to ("stop") or when its caller is gone (end of file). Imports are few on purpose:
 they are part of every run.
 """
 
@@ -72,12 +72,14 @@ class Worker:
         self.vm.create_pit()
         self.memory = GuestMemory(spec["memory"])
         self.memory.map_into(self.vm)
-        for gpa, region in self.memory.regions:
-            check(lib.vm_add_memory(self.core, gpa, len(region), ffi.from_buffer(region)))
+        for region in self.memory.regions:
+            host = ffi.cast("void *", region.address)
+            check(lib.vm_add_memory(self.core, region.gpa, region.size, host))
         boot.load(self.memory, spec, fds["kernel"], fds["initrd"])
         self._add_serial()
         self._add_devices()
-        self.vcpus = [self._add_vcpu(kvm, i) for i in range(spec["vcpus"])]
+        self.counters: list[tuple[int, int]] = []
+        self.vcpus = self._add_vcpus(kvm)
         boot.enter(self.vcpus[0], spec)
 
     def _add_serial(self) -> None:
@@ -93,12 +95,9 @@ class Worker:
         return fd
 
     def _add_devices(self) -> None:
-        disk = self.spec["disk"]
-        fds = self.fds
+        fds, disk = self.fds, self.spec["disk"]
         slots = [
-            lib.vm_add_blk(
-                self.core, fds["base"], fds.get("overlay", -1), disk, "overlay" not in fds, b"pyvmm-root"
-            ),
+            lib.vm_add_blk(self.core, fds["base"], fds["overlay"], disk, False, b"pyvmm-root"),
             lib.vm_add_vsock(self.core, self.spec["cid"]),
             lib.vm_add_rng(self.core),
         ]
@@ -111,18 +110,17 @@ class Worker:
             check(lib.vm_wire_device(self.core, slot, self._irq(gsi), kicks))
         check(lib.vm_offer_port(self.core, slots[1], self.spec["port"], fds["results"]))
 
-    def _add_vcpu(self, kvm: Kvm, index: int) -> Vcpu:
-        if index == 0:
-            self.supported = kvm.supported_cpuid()
-            self.run_size = kvm.vcpu_mmap_size()
-            self.has_stats = bool(kvm.extension(CAP_BINARY_STATS_FD))
-        vcpu = self.vm.create_vcpu(index)
-        cpu.set_up(kvm, vcpu, index, self.spec["vcpus"], self.supported)
-        counter = vcpu.exits_counter() if self.has_stats else (-1, 0)
-        check(lib.vm_add_vcpu(self.core, vcpu.fd, self.run_size, *counter))
-        self.counters = getattr(self, "counters", [])
-        self.counters.append(counter)
-        return vcpu
+    def _add_vcpus(self, kvm: Kvm) -> list[Vcpu]:
+        count = self.spec["vcpus"]
+        supported = kvm.supported_cpuid()
+        run_size = kvm.vcpu_mmap_size()
+        counted = bool(kvm.extension(CAP_BINARY_STATS_FD))
+        vcpus = [self.vm.create_vcpu(index) for index in range(count)]
+        for index, vcpu in enumerate(vcpus):
+            cpu.set_up(kvm, vcpu, index, count, supported)
+            self.counters.append(vcpu.exits_counter() if counted else (-1, 0))
+            check(lib.vm_add_vcpu(self.core, vcpu.fd, run_size, *self.counters[-1]))
+        return vcpus
 
     def run(self, control: socket.socket) -> dict[str, Any]:
         """Start the guest, wait for its end or the caller's word, and report."""
