@@ -83,9 +83,10 @@ struct vsock {
 		uint32_t host_port, guest_port;
 	} resets[MAX_RESETS];
 	unsigned n_resets;
+	bool tx_waits; /* until there is room for the resets that its packets may need */
 };
 
-static void vsock_serve_rx(struct vsock *v);
+static void vsock_run(struct vsock *v);
 
 static void conn_line_up(struct conn *c)
 {
@@ -283,7 +284,7 @@ static void conn_event(struct event *ev, uint32_t events)
 		conn_watch(c);
 		conn_pass_shutdown(c);
 	}
-	vsock_serve_rx(v);
+	vsock_run(v);
 	pthread_mutex_unlock(&v->dev.lock);
 }
 
@@ -369,12 +370,17 @@ static bool conn_has_more(const struct conn *c)
 	return c->respond || c->send_credit || c->send_request || conn_may_send(c);
 }
 
+static bool vsock_may_serve(const struct vsock *v, unsigned q)
+{
+	return virtio_running(&v->dev) && v->dev.vq[q].ready;
+}
+
 static void vsock_serve_rx(struct vsock *v)
 {
 	struct virtq *vq = &v->dev.vq[QUEUE_RX];
 	int r = 0;
 
-	if (!virtio_running(&v->dev) || !vq->ready)
+	if (!vsock_may_serve(v, QUEUE_RX))
 		return;
 	while (v->n_resets || v->ready_first) {
 		struct conn *c = v->ready_first;
@@ -528,25 +534,30 @@ static void vsock_serve_tx(struct vsock *v)
 			virtq_push(vq, ch.head, 0);
 		}
 	} while (r == 0 && v->n_resets < TX_RESETS && virtq_rearm(vq));
+	v->tx_waits = v->n_resets >= TX_RESETS;
 	if (r < 0)
 		virtio_break(&v->dev);
 	else
 		virtio_notify(&v->dev, vq);
 }
 
-static void vsock_serve(struct virtio_dev *dev, unsigned q)
+/* Serve RX, and TX if it waited for that, until neither can go on. */
+static void vsock_run(struct vsock *v)
 {
-	struct vsock *v = (struct vsock *)dev;
-	bool was_full = v->n_resets >= TX_RESETS;
-
-	if (q == QUEUE_TX)
-		vsock_serve_tx(v);
 	vsock_serve_rx(v);
-	if (was_full && v->n_resets < TX_RESETS && virtio_running(dev) &&
-	    dev->vq[QUEUE_TX].ready) {
+	while (v->tx_waits && v->n_resets < TX_RESETS && vsock_may_serve(v, QUEUE_TX)) {
 		vsock_serve_tx(v);
 		vsock_serve_rx(v);
 	}
+}
+
+static void vsock_serve(struct virtio_dev *dev, unsigned q)
+{
+	struct vsock *v = (struct vsock *)dev;
+
+	if (q == QUEUE_TX)
+		vsock_serve_tx(v);
+	vsock_run(v);
 }
 
 /* A driver that starts over knows none of the connections any more. */
@@ -558,6 +569,7 @@ static void vsock_reset(struct virtio_dev *dev)
 		if (!v->conns[i].offered)
 			conn_free(&v->conns[i]);
 	v->n_resets = 0;
+	v->tx_waits = false;
 }
 
 static void vsock_free(struct virtio_dev *dev)
