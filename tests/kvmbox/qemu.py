@@ -112,7 +112,9 @@ def run(arguments: list[str], script: str, timeout: float) -> int:
             ours[2].sendall(base64.b64encode(script.encode()) + b"\n")
             return relay(*ours, time.monotonic() + timeout)
         except BoxError as error:
-            tail = console.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            tail = (
+                console.read_text(errors="replace").replace("\x1b", "").splitlines()[-TAIL_LINES:]
+            )
             raise BoxError("\n".join((f"{error}; its console:", *tail)), error.code) from None
         finally:
             qemu.kill()
