@@ -89,6 +89,8 @@ def _run_parser(p: argparse.ArgumentParser) -> None:
     add("--entrypoint", metavar="PROGRAM", help="replaces the image's entry point and command")
     add("--output", action="append", default=[], metavar="GUEST_PATH[:HOST_PATH]",
         help="file to bring back (default: to its name, here)")  # fmt: skip
+    add("--max-output", default="256M", metavar="SIZE",
+        help="keep at most that of each output file, and with --json of each stream")  # fmt: skip
     add("--json", metavar="FILE", help="write the whole Result; - is stdout")
     add("--privileged", action="store_true", help="leave the program its rights in the guest")
     add("--kernel", metavar="PATH|stock|minimal")
@@ -115,6 +117,7 @@ def _run(a: argparse.Namespace) -> int:
         "disk": a.disk,
         "timeout": a.timeout or None,
         "outputs": list(outputs),
+        "max_output": a.max_output,
         "privileged": a.privileged,
         "kernel": a.kernel,
         "entry": a.entry,
@@ -142,6 +145,8 @@ def _deliver(result: Result, outputs: dict[str, str], a: argparse.Namespace) -> 
             raise PyvmmError(f"cannot write output {outputs[path]}: {e.strerror}") from None
     for path, reason in result.missing.items():
         say(f"output {path}: {reason}")
+    for name in result.truncated:
+        say(f"{name}: longer than --max-output {a.max_output}, cut there")
     for warning in result.warnings:
         say(f"warning: {warning}")
     if result.failure:

@@ -38,6 +38,7 @@ class Options(TypedDict, total=False):
     stdin: bytes | None
     on_stdout: Sink | None
     on_stderr: Sink | None
+    max_output: int | str
     privileged: bool
     kernel: str | None
     entry: Entry | None
@@ -78,6 +79,8 @@ class Config:
     on_stdout: Sink | None = None
     """Called with the program's output as it comes; then Result.stdout stays empty."""
     on_stderr: Sink | None = None
+    max_output: int | str = 256 * MiB
+    """How much to keep of each stream and each output file; Result.truncated names what is cut."""
     privileged: bool = False
     """Keep all capabilities and no seccomp filter, inside the guest."""
     kernel: str | None = None
@@ -90,7 +93,7 @@ class Config:
     """A descriptor that the guest's console is copied to, live."""
 
     def __post_init__(self) -> None:
-        for name in ("memory", "disk"):
+        for name in ("memory", "disk", "max_output"):
             object.__setattr__(self, name, parse_size(getattr(self, name), name))
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise UsageError(f"vcpus {self.vcpus}: must be 1 to {MAX_VCPUS}")
@@ -111,13 +114,18 @@ class Config:
         return self.memory
 
     @property
+    def max_output_bytes(self) -> int:
+        assert isinstance(self.max_output, int)
+        return self.max_output
+
+    @property
     def disk_bytes(self) -> int:
         assert isinstance(self.disk, int)
         return self.disk
 
 
 def parse_size(value: int | str, name: str) -> int:
-    """Bytes from ``4096``, ``"64M"``, ``"1.5G"``; a multiple of 4096, or UsageError."""
+    """Bytes from ``4096``, ``"64M"``, ``"1.5G"``; a positive multiple of 4096, or UsageError."""
     if isinstance(value, str):
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
         if not match:

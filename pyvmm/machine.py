@@ -106,7 +106,9 @@ class Machine:
             for fd in fds.values():
                 os.close(fd)
         self._results.setblocking(False)
-        self._session = Session(config.outputs, config.on_stdout, config.on_stderr)
+        self._session = Session(
+            config.outputs, config.max_output_bytes, config.on_stdout, config.on_stderr
+        )
         self._outgoing = bytearray(self._config_frame())
         self._input = None if config.stdin is None else results.Input(config.stdin)
         self._times["spawned"] = time.monotonic()
@@ -139,7 +141,8 @@ class Machine:
         session, result = self._session, self._session.result
         tail = self.console[-CONSOLE_TAIL:]
         if not complete and not result.timed_out:
-            late = f"the guest did not start the program within {self.config.boot_timeout:g} s"
+            what = "start the program" if session.started_ns is None else "send its outputs"
+            late = f"the guest did not {what} within {self.config.boot_timeout:g} s"
             reason = late if report.get("end") == "stopped" else self._worker.died()
             raise explain(report, tail, reason)
         session.finish()
@@ -172,6 +175,7 @@ class Machine:
         deadline: float | None = time.monotonic() + config.boot_timeout
         phase = "boot"
         while not session.end:
+            received = session.received
             if not self._pump(deadline):
                 return session.end
             now = time.monotonic()
@@ -179,7 +183,9 @@ class Machine:
                 phase = "program"
                 deadline = now + config.timeout if config.timeout else None
             if phase == "program" and session.ended_ns is not None:
-                phase, deadline = "files", None  # what is left is bringing its outputs
+                phase = "files"
+            if phase == "files" and session.received != received:
+                deadline = now + config.boot_timeout  # outputs may be long, but must come
             if deadline is None or now < deadline:
                 continue
             if phase != "program":

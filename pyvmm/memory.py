@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import dataclass
 
 from . import layout
 from ._core import ffi
@@ -15,17 +14,12 @@ MAP_NORESERVE = 0x4000  # not in Python 3.11's mmap module: asm-generic/mman-com
 HUGE_PAGE = 2 << 20
 
 
-@dataclass(frozen=True)
 class Region:
     """Contiguous guest RAM: ``size`` bytes at guest-physical ``gpa``, at ``address`` in ours."""
 
-    gpa: int
-    address: int
-    view: memoryview
-
-    @property
-    def size(self) -> int:
-        return len(self.view)
+    def __init__(self, gpa: int, address: int, view: memoryview) -> None:
+        self.gpa, self.address, self.view = gpa, address, view
+        self.size = len(view)
 
 
 class GuestMemory:

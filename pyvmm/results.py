@@ -58,6 +58,8 @@ class Result:
     """contents of the requested outputs, by guest path"""
     missing: dict[str, str] = field(default_factory=dict)
     """requested outputs that could not be had, with the reason"""
+    truncated: list[str] = field(default_factory=list)
+    """``"stdout"``, ``"stderr"`` or an output's path: longer than max_output, the rest is lost"""
     timed_out: bool = False
     out_of_memory: bool = False
     """the guest's kernel killed something for want of memory"""
@@ -142,31 +144,53 @@ class Input:
         return out
 
 
+class Kept:
+    """The first ``limit`` bytes of a stream."""
+
+    def __init__(self, limit: int) -> None:
+        self._parts: list[bytes] = []
+        self._left = limit
+        self.cut = False
+
+    def add(self, data: bytes) -> None:
+        if len(data) > self._left:
+            self.cut, data = True, data[: self._left]
+        if data:
+            self._parts.append(data)
+            self._left -= len(data)
+
+    def take(self) -> bytes:
+        return b"".join(self._parts)
+
+
 class Session:
     """Takes the guest's bytes as they come and builds the Result. The guest is not trusted."""
 
     def __init__(
-        self, outputs: Sequence[str], on_stdout: Any = None, on_stderr: Any = None
+        self, outputs: Sequence[str], limit: int, on_stdout: Any = None, on_stderr: Any = None
     ) -> None:
+        """``limit`` bytes are kept of each stream and file; a sink gets all of its stream."""
         self.result = Result()
         self.outputs = list(outputs)
+        self.limit = limit
         self.started_ns: int | None = None
         self.ended_ns: int | None = None
         self.init_ns = 0
         self.hello = False
         self.end = False
         self.stdin_taken = 0
+        self.received = 0
         self._buffer = bytearray()
-        self._stdout: list[bytes] = []
-        self._stderr: list[bytes] = []
+        self._stdout, self._stderr = Kept(limit), Kept(limit)
         self._sinks = {
-            STDOUT: on_stdout or self._stdout.append,
-            STDERR: on_stderr or self._stderr.append,
+            STDOUT: on_stdout or self._stdout.add,
+            STDERR: on_stderr or self._stderr.add,
         }
-        self._file: tuple[int, list[bytes]] | None = None
+        self._file: tuple[int, Kept] | None = None
 
     def feed(self, data: bytes) -> None:
         """Take more bytes. Raises GuestError if they are not the protocol."""
+        self.received += len(data)
         self._buffer += data
         at, have = 0, len(self._buffer)
         while have - at >= HEADER.size and not self.end:
@@ -182,8 +206,9 @@ class Session:
 
     def finish(self) -> Result:
         """The Result of all that has come so far."""
-        self.result.stdout = b"".join(self._stdout)
-        self.result.stderr = b"".join(self._stderr)
+        self.result.stdout, self.result.stderr = self._stdout.take(), self._stderr.take()
+        cut = {"stdout": self._stdout, "stderr": self._stderr}
+        self.result.truncated += [name for name, kept in cut.items() if kept.cut]
         for path in self.outputs:
             if path not in self.result.files:
                 self.result.missing.setdefault(path, "the run ended before it was sent")
@@ -234,18 +259,20 @@ class Session:
         path = self.outputs[index]
         if kind == FILE_BEGIN:
             error, _mode, _size = struct.unpack("<iIQ", payload)
-            self._file = (index, [])
+            self._file = (index, Kept(self.limit))
             if error:
                 self.result.missing[path] = os.strerror(error)
         elif self._file is None or self._file[0] != index:
             raise GuestError(f"the guest's agent sent output number {index} out of order")
         elif kind == FILE_DATA:
-            self._file[1].append(payload)
+            self._file[1].add(payload)
         else:
             (error,) = struct.unpack("<i", payload)
             if path not in self.result.missing:
+                kept = self._file[1]
                 if error:
                     self.result.missing[path] = os.strerror(error)
                 else:
-                    self.result.files[path] = b"".join(self._file[1])
+                    self.result.files[path] = kept.take()
+                    self.result.truncated += [path] * kept.cut
             self._file = None
