@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Writes the finished tree: inodes numbered directory by directory, so that those of one directory
- * are neighbours, and directories as plain (linear) blocks.
+ * Writes the finished tree. Inodes are numbered directory by directory, so that those of one
+ * directory are neighbours.
  */
+#include <errno.h>
 #include <et/com_err.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -16,9 +17,6 @@ static int ext2_error(struct ext4_writer *w, errcode_t code)
 {
 	if (code == EXT2_ET_BLOCK_ALLOC_FAIL || code == EXT2_ET_DIR_NO_SPACE)
 		return fail(&w->failure, EXT4_SPACE, "no space left");
-	if (code == EXT2_ET_EA_NO_SPACE)
-		return fail(&w->failure, EXT4_IMAGE,
-			    "extended attributes do not fit ext4's %u bytes", DISK_BLOCK);
 	return fail(&w->failure, EXT4_HOST, "cannot write the filesystem: %s", error_message(code));
 }
 
@@ -32,76 +30,6 @@ static void number(struct inode *dir, uint32_t *next)
 	for (e = dir->dir.first; e; e = e->next)
 		if (S_ISDIR(e->inode->mode))
 			number(e->inode, next);
-}
-
-static unsigned char file_type(uint32_t mode)
-{
-	switch (mode & S_IFMT) {
-	case S_IFDIR:
-		return EXT2_FT_DIR;
-	case S_IFLNK:
-		return EXT2_FT_SYMLINK;
-	case S_IFCHR:
-		return EXT2_FT_CHRDEV;
-	case S_IFBLK:
-		return EXT2_FT_BLKDEV;
-	case S_IFIFO:
-		return EXT2_FT_FIFO;
-	default:
-		return EXT2_FT_REG_FILE;
-	}
-}
-
-/* A directory being written: records fill a block, the last one is stretched to its end. */
-struct dir_block {
-	struct inode *dir;
-	unsigned used, last; /* in the block: bytes used, where the last record starts */
-	unsigned char bytes[DISK_BLOCK];
-};
-
-static int flush_block(struct ext4_writer *w, struct dir_block *block)
-{
-	struct ext2_dir_entry_2 *last = (void *)(block->bytes + block->last);
-	int err;
-
-	last->rec_len = ext2fs_cpu_to_le16((uint16_t)(DISK_BLOCK - block->last));
-	err = disk_write(w, block->dir, block->dir->size, block->bytes, DISK_BLOCK);
-	block->dir->size += DISK_BLOCK;
-	block->used = block->last = 0;
-	memset(block->bytes, 0, DISK_BLOCK);
-	return err;
-}
-
-static int add_record(struct ext4_writer *w, struct dir_block *block, const struct inode *inode,
-		      const char *name, unsigned char length)
-{
-	unsigned size = EXT2_DIR_REC_LEN(length);
-	struct ext2_dir_entry_2 *record;
-	int err = 0;
-
-	if (block->used + size > DISK_BLOCK)
-		err = flush_block(w, block);
-	record = (void *)(block->bytes + block->used);
-	record->inode = ext2fs_cpu_to_le32(inode->number);
-	record->rec_len = ext2fs_cpu_to_le16((uint16_t)size);
-	record->name_len = length;
-	record->file_type = file_type(inode->mode);
-	memcpy(record->name, name, length);
-	block->last = block->used;
-	block->used += size;
-	return err;
-}
-
-static int write_records(struct ext4_writer *w, struct inode *dir)
-{
-	struct dir_block block = {.dir = dir};
-	int err = add_record(w, &block, dir, ".", 1);
-
-	if (!err)
-		err = add_record(w, &block, dir->dir.parent, "..", 2);
-	for (struct dentry *e = dir->dir.first; e && !err; e = e->next)
-		err = add_record(w, &block, e->inode, e->name, e->length);
-	return err ? err : flush_block(w, &block);
 }
 
 static uint32_t link_count(const struct inode *inode)
@@ -146,7 +74,7 @@ static errcode_t set_extents(struct ext4_writer *w, struct ext2_inode_large *raw
 
 	for (uint32_t i = 0; i < inode->extent_count; i++)
 		blocks += inode->extents[i].count;
-	raw->i_flags |= EXT4_EXTENTS_FL;
+	raw->i_flags = EXT4_EXTENTS_FL | (inode->dir.indexed ? EXT2_INDEX_FL : 0);
 	ext2fs_iblk_set(w->fs, (struct ext2_inode *)raw, blocks);
 	code = ext2fs_extent_open2(w->fs, inode->number, (struct ext2_inode *)raw, &handle);
 	for (uint32_t i = 0; i < inode->extent_count && !code; i++) {
@@ -160,15 +88,24 @@ static errcode_t set_extents(struct ext4_writer *w, struct ext2_inode_large *raw
 	return code;
 }
 
-static errcode_t set_xattrs(struct ext4_writer *w, const struct inode *inode)
+static int set_xattrs(struct ext4_writer *w, const struct inode *inode)
 {
 	struct ext2_xattr_handle *handle;
 	errcode_t code = ext2fs_xattrs_open(w->fs, inode->number, &handle);
+	int err = 0;
 
-	for (const struct xattr *x = inode->xattrs; x && !code; x = x->next)
+	if (code)
+		return ext2_error(w, code);
+	for (const struct xattr *x = inode->xattrs; x && !err; x = x->next) {
 		code = ext2fs_xattr_set(handle, x->name, x->value ? x->value : "", x->size);
+		if (code == EXT2_ET_EA_NO_SPACE || code == EINVAL)
+			err = fail(&w->failure, EXT4_IMAGE,
+				   "extended attribute %s is malformed or does not fit", x->name);
+		else if (code)
+			err = ext2_error(w, code);
+	}
 	ext2fs_xattrs_close(&handle);
-	return code;
+	return err;
 }
 
 static int write_inode(struct ext4_writer *w, struct inode *inode)
@@ -179,7 +116,7 @@ static int write_inode(struct ext4_writer *w, struct inode *inode)
 	int err = 0;
 
 	if (S_ISDIR(inode->mode))
-		err = write_records(w, inode);
+		err = dir_write(w, inode);
 	else if (S_ISLNK(inode->mode) && !fast_link)
 		err = disk_write(w, inode, 0, inode->target, inode->size);
 	if (!err && w->full)
@@ -206,13 +143,11 @@ static int write_inode(struct ext4_writer *w, struct inode *inode)
 	if (!code)
 		code = ext2fs_write_inode_full(w->fs, inode->number, (struct ext2_inode *)&raw,
 					       sizeof(raw));
-	if (!code && inode->xattrs)
-		code = set_xattrs(w, inode);
 	if (code)
 		return ext2_error(w, code);
 	if (inode != w->root)
 		ext2fs_inode_alloc_stats2(w->fs, inode->number, +1, S_ISDIR(inode->mode));
-	return 0;
+	return inode->xattrs ? set_xattrs(w, inode) : 0;
 }
 
 /* Inodes in the order of their numbers: a hard link's is written where its first name is. */

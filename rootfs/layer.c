@@ -102,8 +102,15 @@ static int whiteout(struct ext4_writer *w, const struct place *place)
 
 static bool storable(const char *name)
 {
-	return !strncmp(name, "user.", 5) || !strncmp(name, "trusted.", 8) ||
-	       !strncmp(name, "security.", 9) || !strcmp(name, "system.posix_acl_access") ||
+	static const char *const prefixes[] = {"user.", "trusted.", "security."};
+
+	for (size_t i = 0; i < sizeof(prefixes) / sizeof(*prefixes); i++) {
+		size_t length = strlen(prefixes[i]);
+
+		if (!strncmp(name, prefixes[i], length))
+			return name[length] != '\0';
+	}
+	return !strcmp(name, "system.posix_acl_access") ||
 	       !strcmp(name, "system.posix_acl_default");
 }
 

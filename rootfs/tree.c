@@ -12,7 +12,8 @@ static int no_memory(struct ext4_writer *w)
 	return fail(&w->failure, EXT4_HOST, "out of memory");
 }
 
-static int compare(const void *left, const void *right)
+/* Orders names, by their length first: it is quick, and any order will do. */
+int name_compare(const void *left, const void *right)
 {
 	const struct dentry *a = left, *b = right;
 
@@ -43,7 +44,7 @@ struct dentry *tree_find(const struct inode *dir, const char *name, size_t lengt
 
 	if (length > DISK_NAME_MAX)
 		return NULL;
-	found = tfind(&key, &dir->dir.index, compare);
+	found = tfind(&key, &dir->dir.index, name_compare);
 	return found ? *found : NULL;
 }
 
@@ -71,7 +72,7 @@ int tree_link(struct ext4_writer *w, struct inode *dir, const char *name, size_t
 	e->length = (unsigned char)length;
 	e->parent = dir;
 	e->inode = inode;
-	if (!tsearch(e, &dir->dir.index, compare)) {
+	if (!tsearch(e, &dir->dir.index, name_compare)) {
 		free(e);
 		return no_memory(w);
 	}
@@ -94,7 +95,7 @@ int tree_unlink(struct ext4_writer *w, struct dentry *e)
 	struct directory *dir = &e->parent->dir;
 	struct inode *inode = e->inode;
 
-	tdelete(e, &dir->index, compare);
+	tdelete(e, &dir->index, name_compare);
 	*(e->prev ? &e->prev->next : &dir->first) = e->next;
 	*(e->next ? &e->next->prev : &dir->last) = e->prev;
 	free(e);

@@ -26,7 +26,7 @@
 #define DISK_DEPTH_MAX                                                                             \
 	2048u /* directories within directories: bounds every recursion over the tree */
 #define DISK_NAMES_MAX                                                                             \
-	(4u << 20) /* names in an image: bounds the memory that a hostile one can take */
+	(3u << 20) /* names in an image: bounds the memory that a hostile one can take */
 
 /* A run of blocks of a file. physical 0: the disk is full, the run is only counted. */
 struct extent {
@@ -50,6 +50,7 @@ struct directory {
 	struct inode *parent;
 	struct dentry *entry; /* the directory's one name; NULL for the root */
 	unsigned depth;
+	bool indexed; /* on the disk, by hashes of names */
 };
 
 struct inode {
@@ -87,6 +88,7 @@ int disk_write(struct ext4_writer *w, struct inode *inode, uint64_t offset, cons
 int disk_release(struct ext4_writer *w, const struct inode *inode);
 
 /* tree.c: names and inodes */
+int name_compare(const void *left, const void *right);
 struct inode *tree_inode(struct ext4_writer *w, uint32_t mode);
 struct dentry *tree_find(const struct inode *dir, const char *name, size_t length);
 int tree_link(struct ext4_writer *w, struct inode *dir, const char *name, size_t length,
@@ -97,6 +99,9 @@ int tree_drop(struct ext4_writer *w, struct inode *inode);
 /* path.c: how a name in a layer is looked up */
 int path_walk(struct ext4_writer *w, const char *path, bool make, struct inode **dir);
 struct inode *path_walk_real(struct ext4_writer *w, const char *path);
+
+/* ext4_dir.c */
+int dir_write(struct ext4_writer *w, struct inode *dir);
 
 /* ext4_emit.c */
 int ext4_emit(struct ext4_writer *w);
