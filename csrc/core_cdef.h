@@ -73,3 +73,4 @@ const struct vm_mark *vm_get_mark(struct vm *vm, int mark);
 /* One round of the io thread's loop and one register access: what the threads do, for tests. */
 int vm_poll(struct vm *vm, int timeout_ms);
 void vm_mmio(struct vm *vm, uint64_t addr, uint8_t *data, uint32_t len, bool write);
+void vm_serial(struct vm *vm, uint32_t reg, uint8_t *value, bool write);

@@ -138,6 +138,14 @@ void serial_write(struct serial *s, unsigned reg, uint8_t value)
 	pthread_mutex_unlock(&s->lock);
 }
 
+void vm_serial(struct vm *vm, uint32_t reg, uint8_t *value, bool write)
+{
+	if (write)
+		serial_write(&vm->serial, reg, *value);
+	else
+		*value = serial_read(&vm->serial, reg);
+}
+
 int vm_set_serial(struct vm *vm, int irq_fd, int out_fd, struct console_ring *ring,
 		  uint32_t ring_size)
 {
