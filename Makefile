@@ -4,14 +4,14 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-# gcc .. python3-venv: the C parts. flex .. libelf-dev: the guest kernel. umoci, skopeo: images.
+# gcc .. python3-venv: the C parts. flex .. xz-utils: the guest kernel. umoci .. lz4: the tests.
 PACKAGES := gcc make pkg-config libarchive-dev libext2fs-dev e2fsprogs python3-dev python3-venv \
-	flex bison bc libelf-dev xz-utils umoci skopeo
+	flex bison bc libelf-dev xz-utils umoci skopeo cpio lz4
 KVMBOX_PACKAGES := qemu-system-x86 debootstrap busybox-static
 
 C_SOURCES := $(wildcard csrc/*.[ch] csrc/*.py rootfs/*.[ch] rootfs/*.py rootfs/kernel.config \
 	init/*.[chS] init/Makefile) setup.py
-KVMBOX_RECIPE := $(addprefix tests/kvmbox/,build.py box_init initramfs_init launcher)
+KVMBOX_RECIPE := $(addprefix tests/kvmbox/,box.py box_init initramfs_init launcher)
 
 .PHONY: help setup build kernels demo test lint bench fuzz soak clean
 .DELETE_ON_ERROR:
@@ -34,15 +34,16 @@ build/packages.stamp: Makefile
 	@tests/packages.sh $(PACKAGES)
 	@touch $@
 
-build/venv.stamp: pyproject.toml | build/packages.stamp
+build/venv.stamp: | build/packages.stamp
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pyvmm needs Python 3.11")'
 	$(PYTHON) -m venv .venv
 	$(VENV)/pip install --quiet --upgrade pip 'setuptools>=77' 'cffi>=1.17'
-	$(VENV)/pip install --quiet --no-build-isolation --editable '.[dev,net]'
 	@touch $@
 
-build/c.stamp: $(C_SOURCES) build/venv.stamp
-	$(VENV)/pip install --quiet --no-build-isolation --no-deps --editable .
+# Without isolation, so that a rebuild downloads nothing; without setuptools' advice on editables.
+build/c.stamp: $(C_SOURCES) pyproject.toml build/venv.stamp
+	@echo 'building the C parts'
+	@PYTHONWARNINGS=ignore $(VENV)/pip install --quiet --no-build-isolation --editable '.[dev,net]'
 	@touch $@
 
 build/kernels.stamp: rootfs/kernel.config | build/c.stamp
@@ -73,7 +74,7 @@ fuzz: setup
 soak: setup
 	@tests/soak.sh
 
-lint: build/venv.stamp
+lint: build
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy

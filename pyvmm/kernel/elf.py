@@ -9,7 +9,9 @@ from collections.abc import Collection
 from pyvmm.errors import KernelError
 from pyvmm.kernel.store import Image, Segment
 
-_PHYS32_ENTRY = 18  # XEN_ELFNOTE_PHYS32_ENTRY, xen/include/public/elfnote.h
+# XEN_ELFNOTE_PHYS32_ENTRY, xen/include/public/elfnote.h. An object, because pyelftools turns the
+# types that it knows into names, and leaves this one a number.
+_PHYS32_ENTRY: object = 18
 
 # Linux carries its driver's name only where the driver is compiled in: module, as messages call it,
 # and bytes that are in the image then.
@@ -29,6 +31,7 @@ def inspect(data: bytes, modules: Collection[str] = ()) -> Image:
     Raises KernelError if it is no x86-64 Linux, has no entry that pyvmm knows, or lacks drivers.
     """
     from elftools.elf.elffile import ELFFile
+    from elftools.elf.segments import NoteSegment
 
     try:
         elf = ELFFile(io.BytesIO(data))
@@ -43,7 +46,8 @@ def inspect(data: bytes, modules: Collection[str] = ()) -> Image:
         pvh = next(
             (
                 int.from_bytes(note["n_descdata"], "little")
-                for s in elf.iter_segments("PT_NOTE")
+                for s in elf.iter_segments()
+                if isinstance(s, NoteSegment)
                 for note in s.iter_notes()
                 if note["n_name"] == "Xen" and note["n_type"] == _PHYS32_ENTRY
             ),

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from pyvmm.cache import cache_dir
 from pyvmm.errors import KernelError
 from pyvmm.kernel import debian, elf, store
 
@@ -37,7 +38,7 @@ def build(progress: Callable[[str], None], jobs: int | None = None) -> store.Ker
     fragment = _fragment()
     digest = hashlib.sha256(fragment.encode()).hexdigest()
     key = f"minimal-{_source_version()}-{digest[:16]}"
-    if store.load(store.cache_dir("kernels") / key, "minimal") is None:
+    if store.load(cache_dir("kernels") / key, "minimal") is None:
         _make(key, fragment, progress, jobs or len(os.sched_getaffinity(0)))
     return store.select("minimal", key)
 
@@ -131,7 +132,7 @@ def _run(*command: str | Path, cwd: Path | None = None) -> str:
         stderr=subprocess.STDOUT,
     )
     if done.returncode:
-        log = store.cache_dir("kernels") / "build.log"
+        log = cache_dir("kernels") / "build.log"
         log.write_text(done.stdout)
         errors = [line for line in done.stdout.splitlines() if "rror" in line]
         why = errors[0] if errors else f"exit code {done.returncode}"

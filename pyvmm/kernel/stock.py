@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pyvmm.cache import cache_dir
 from pyvmm.errors import KernelError
 from pyvmm.kernel import bzimage, debian, elf, modules, store
 
@@ -26,7 +27,7 @@ def fetch(progress: Callable[[str], None]) -> store.Kernel:
     package = debian.dependency(_META, "linux-image-")
     version = debian.archive_name(package).split("_")[1]
     key = f"stock-{version}"
-    if store.load(store.cache_dir("kernels") / key, "stock") is None:
+    if store.load(cache_dir("kernels") / key, "stock") is None:
         progress(f"downloading {package} {version}")
         _make(package, key, progress)
     return store.select("stock", key)

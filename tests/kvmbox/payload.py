@@ -10,7 +10,7 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from build import make_disk
+from box import make_disk
 
 from pyvmm import kernel
 from pyvmm.cache import cache_dir

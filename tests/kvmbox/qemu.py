@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import fcntl
 import os
 import selectors
 import shlex
@@ -18,8 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import build
+import box
 import payload
+
+from pyvmm.cache import cache_dir
 
 TIMED_OUT, FAILED = 124, 125
 TAIL_LINES = 40
@@ -70,10 +73,13 @@ def main() -> int:
 
 def machine(share: Path, memory: str) -> list[str]:
     """Return the command line of a box that leaves no trace: its disks are throw-away copies."""
-    box = build.box()
+    with open(cache_dir("kvmbox") / "lock", "w") as lock:  # one build at a time; freed by closing
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = box.box()
+        disks = (made.disk, payload.kernels_disk(), payload.pyvmm_disk())
     arguments = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *FLAGS]
-    arguments += ["-m", memory, "-kernel", str(box.kernel), "-initrd", str(box.initramfs)]
-    for disk in (box.disk, payload.kernels_disk(), payload.pyvmm_disk()):
+    arguments += ["-m", memory, "-kernel", str(made.kernel), "-initrd", str(made.initramfs)]
+    for disk in disks:
         arguments += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe"]
     where = str(share.resolve(strict=True)).replace(",", ",,")
     shared = f"local,path={where},mount_tag=share,security_model=none,multidevs=remap"
@@ -107,19 +113,18 @@ def run(arguments: list[str], script: str, timeout: float) -> int:
         )
         for _, theirs in pairs:
             theirs.close()
-        ours = [ours for ours, _ in pairs]
+        out, err, control = (ours for ours, _ in pairs)
         try:
-            ours[2].sendall(base64.b64encode(script.encode()) + b"\n")
-            return relay(*ours, time.monotonic() + timeout)
+            control.sendall(base64.b64encode(script.encode()) + b"\n")
+            return relay(out, err, control, time.monotonic() + timeout)
         except BoxError as error:
-            tail = (
-                console.read_text(errors="replace").replace("\x1b", "").splitlines()[-TAIL_LINES:]
-            )
-            raise BoxError("\n".join((f"{error}; its console:", *tail)), error.code) from None
+            said = console.read_text(errors="replace").replace("\x1b", "").splitlines()
+            lines = (f"{error}; its console:", *said[-TAIL_LINES:])
+            raise BoxError("\n".join(lines), error.code) from None
         finally:
             qemu.kill()
             qemu.wait()
-            for end in ours:
+            for end in (out, err, control):
                 end.close()
 
 

@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pyvmm.cache import cache_dir
 from pyvmm.kernel import debian, modules
 
 HERE = Path(__file__).parent
-RECIPE = ("build.py", "box_init", "initramfs_init", "launcher")
+RECIPE = ("box.py", "box_init", "initramfs_init", "launcher")
 PACKAGES = (
     "busybox-static",
     "e2fsprogs",
@@ -154,6 +155,4 @@ def _run(*command: str | Path) -> str:
 
 
 def _say(line: str) -> None:
-    import sys
-
     print(line, file=sys.stderr, flush=True)
