@@ -32,7 +32,7 @@ def cpio(entries: Iterable[Entry]) -> bytes:
     for number, entry in enumerate([*entries, Entry("TRAILER!!!", 0)], start=1):
         name = entry.path.lstrip("/").encode() + b"\0"
         links = 2 if stat.S_ISDIR(entry.mode) else 1
-        # inode, mode, uid, gid, links, time, size, the archive's device, device, name's length, check
+        # inode, mode, uid, gid, links, time, size, archive's device, device, name's length, check
         start = (number, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0)
         fields = (*start, *entry.device, len(name), 0)
         out += b"070701" + b"".join(b"%08X" % field for field in fields) + name
