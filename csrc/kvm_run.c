@@ -69,13 +69,12 @@ static void vcpu_mark(struct vcpu *v, unsigned which)
 		mark->kvm_exits = 0;
 }
 
-/* Ports that nobody answers read as ones, as on a bus without pull-downs, but for the keyboard
- * controller's status, where ones would mean "busy" to a guest that reboots through it. */
+/* Ports that nobody answers read as ones, as on a bus without pull-downs. */
 static uint8_t port_read(struct vcpu *v, uint16_t port)
 {
 	if (port >= PORT_SERIAL && port < PORT_SERIAL + 8)
 		return serial_read(&v->vm->serial, port - PORT_SERIAL);
-	return port == 0x64 ? 0 : 0xff;
+	return 0xff;
 }
 
 /* Returns false if the write ended the VM. */

@@ -140,8 +140,13 @@ def tables(vcpus: int, devices: int) -> list[tuple[int, bytes]]:
     return [(layout.RSDP, bytes(rsdp)), *placed]
 
 
-def mp_table(vcpus: int) -> bytes:
-    """The MP floating pointer and configuration table, for layout.MP_TABLE."""
+def mp_table(vcpus: int, devices: int) -> bytes:
+    """The MP floating pointer and configuration table, for layout.MP_TABLE.
+
+    It lists only the interrupt lines in use: a kernel programs every one it is told of, by some
+    twenty exits each.
+    """
+    pins = (0, layout.GSI_SERIAL, *(layout.device(slot)[1] for slot in range(devices)))
     ioapic_id = vcpus
     entries = [
         struct.pack("<BBBBII8x", 0, i, 0x14, 1 | (2 if i == 0 else 0), 0x600, 0x201)
@@ -149,7 +154,7 @@ def mp_table(vcpus: int) -> bytes:
     ]
     entries.append(struct.pack("<BB6s", 1, 0, b"ISA   "))
     entries.append(struct.pack("<BBBBI", 2, ioapic_id, 0x14, 1, layout.IOAPIC))
-    entries += [struct.pack("<BBHBBBB", 3, 0, 0, 0, pin, ioapic_id, pin) for pin in range(24)]
+    entries += [struct.pack("<BBHBBBB", 3, 0, 0, 0, pin, ioapic_id, pin) for pin in pins]
     entries.append(struct.pack("<BBHBBBB", 4, 3, 0, 0, 0, 0, 0))  # ExtINT on LINT0
     entries.append(struct.pack("<BBHBBBB", 4, 1, 0, 0, 0, 0xFF, 1))  # NMI on LINT1 of all
     body = b"".join(entries)

@@ -31,9 +31,7 @@ CMDLINE = [
     "no_timer_check",
     "random.trust_cpu=on",
     "8250.nr_uarts=1",
-    "i8042.noaux",  # no probing for a keyboard controller that is not there
-    "i8042.nopnp",
-    "i8042.dumbkbd",
+    "pci=off",  # no probing for a bus that is not there
     "cryptomgr.notests",
 ]
 
@@ -84,7 +82,7 @@ def load(memory: GuestMemory, spec: dict[str, Any], kernel_fd: int, initrd_fd: i
         for address, table in acpi.tables(spec["vcpus"], spec["devices"]):
             memory.write(address, table)
     else:
-        memory.write(layout.MP_TABLE, acpi.mp_table(spec["vcpus"]))
+        memory.write(layout.MP_TABLE, acpi.mp_table(spec["vcpus"], spec["devices"]))
     if spec["entry"] == "pvh":
         _write_start_info(memory, spec)
     else:

@@ -60,16 +60,23 @@ class WorkerProcess:
         poll.register(self.control, select.POLLIN)
         message = b""
         if poll.poll(REPORT_GRACE * 1000):
-            try:
-                message = self.control.recv(MAX_REPORT)
-            except ConnectionResetError:
-                pass
-        if not message and not poll.poll(0):
+            message = self._receive()
+        else:
             self.kill()
         self._reap()
         report = json.loads(message or b"{}")
         assert isinstance(report, dict)
         return report
+
+    def _receive(self) -> bytes:
+        # A worker that ended by itself leaves our "stop" unread: that resets the connection, which
+        # Linux tells once, before it gives what was sent (the report).
+        for _ in range(2):
+            try:
+                return self.control.recv(MAX_REPORT)
+            except ConnectionResetError:
+                continue
+        return b""
 
     def died(self) -> str:
         """How it ended without a report, in words."""
