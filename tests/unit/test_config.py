@@ -1,0 +1,122 @@
+"""A run's configuration: sizes, what cannot be meant, and Docker's entry-point rules."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyvmm.config import Config, environment, parse_size, program
+from pyvmm.errors import ImageError, UsageError
+from pyvmm.oci.image import ImageConfig
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (4096, 4096),
+        ("4096", 4096),
+        ("4K", 4096),
+        ("64M", 64 << 20),
+        ("64m", 64 << 20),
+        ("64MB", 64 << 20),
+        ("64MiB", 64 << 20),
+        (" 2G ", 2 << 30),
+        ("1.5G", 3 << 29),
+        ("1T", 1 << 40),
+        ("64T", 1 << 46),
+    ],
+)
+def test_sizes(text, size):
+    assert parse_size(text, "memory") == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1M", "1X", "1 M", "1e9", "0x1000", "1MM"])
+def test_what_is_not_a_size(text):
+    with pytest.raises(UsageError, match="write a size as 512M or 2G"):
+        parse_size(text, "memory")
+
+
+@pytest.mark.parametrize("size", [0, -4096, 1, 4095, 4097, "0", "1K", "0.1M", "65T", 1 << 47])
+def test_sizes_that_cannot_be(size):
+    with pytest.raises(UsageError, match=r"disk of -?[0-9]+ bytes: must be a positive multiple"):
+        parse_size(size, "disk")
+
+
+def test_defaults():
+    config = Config("image")
+    assert (config.vcpus, config.memory_bytes, config.disk_bytes) == (1, 512 << 20, 1 << 30)
+    assert config.timeout == 300
+    assert config.privileged is False
+
+
+def test_sizes_are_numbers_after_the_check():
+    config = Config("image", memory="1G", disk="2G")
+    assert (config.memory_bytes, config.disk_bytes) == (1 << 30, 2 << 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vcpus": 0}, "vcpus 0: must be 1 to 64"),
+        ({"vcpus": 65}, "vcpus 65: must be 1 to 64"),
+        ({"timeout": 0}, "timeout 0: must be more than 0"),
+        ({"timeout": -1}, "timeout -1: must be more than 0"),
+        ({"memory": "lots"}, "memory 'lots'"),
+        ({"disk": 1000}, "disk of 1000 bytes"),
+        ({"outputs": ["/ok", "not"]}, "output 'not': must be an absolute path"),
+        ({"workdir": "relative"}, "workdir 'relative': must be an absolute path"),
+        ({"env": {"": "x"}}, "environment variable ''"),
+        ({"env": {"A=B": "x"}}, "environment variable 'A=B'"),
+        ({"env": {"A": "x\0y"}}, "environment variable 'A'"),
+    ],
+)
+def test_what_cannot_be_meant(options, message):
+    with pytest.raises(UsageError, match=message):
+        Config("image", **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"vcpus": 64},
+        {"timeout": None},
+        {"timeout": 0.001},
+        {"workdir": "/"},
+        {"env": {"A": "B=C", "EMPTY": ""}},
+    ],
+)
+def test_what_can_be_meant(options):
+    Config("image", **options)
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "cmd", "given_entrypoint", "given_command", "argv"),
+    [
+        # Docker's table: no entry point, exec form
+        ((), ("cmd", "a"), None, None, ["cmd", "a"]),
+        (("entry", "e"), (), None, None, ["entry", "e"]),
+        (("entry", "e"), ("cmd", "a"), None, None, ["entry", "e", "cmd", "a"]),
+        # docker run IMAGE COMMAND: replaces Cmd, not the entry point
+        ((), ("cmd",), None, ["x", "y"], ["x", "y"]),
+        (("entry",), ("cmd",), None, ["x"], ["entry", "x"]),
+        (("entry",), ("cmd",), None, [], ["entry"]),
+        # docker run --entrypoint: replaces the entry point and drops Cmd
+        (("entry",), ("cmd",), ["new"], None, ["new"]),
+        (("entry",), ("cmd",), ["new"], ["x"], ["new", "x"]),
+        (("entry",), ("cmd",), [], ["x"], ["x"]),
+    ],
+)
+def test_entry_point_rules(entrypoint, cmd, given_entrypoint, given_command, argv):
+    config = Config("image", given_command, entrypoint=given_entrypoint)
+    assert program(config, ImageConfig(entrypoint=entrypoint, cmd=cmd)) == argv
+
+
+@pytest.mark.parametrize("options", [{}, {"command": []}, {"entrypoint": []}])
+def test_no_command_at_all(options):
+    with pytest.raises(ImageError, match="image busybox has no command"):
+        program(Config("busybox", **options), ImageConfig())
+
+
+def test_environment_of_the_caller_comes_after_the_image_s():
+    config = Config("image", env={"A": "2", "C": "x=y"})
+    image = ImageConfig(env=("A=1", "B=1", "broken"))
+    assert environment(config, image) == ["A=1", "B=1", "A=2", "C=x=y"]
