@@ -32,6 +32,7 @@ struct vm *vm_new(void)
 	vm->done_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	pthread_mutex_init(&vm->serial.lock, NULL);
 	vm->serial.irq_fd = vm->serial.out_fd = -1;
+	vm->wake.fd = -1;
 	if (loop_init(vm) || vm->done_fd < 0) {
 		vm_free(vm);
 		return NULL;
