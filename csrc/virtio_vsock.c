@@ -200,9 +200,13 @@ static void conn_pass_shutdown(struct conn *c)
 
 static void conn_forwarded(struct conn *c, uint32_t n)
 {
+	/* Linux (since "vsock/virtio: cap TX credit to local buffer size") keeps no more on the way
+	 * than its own buffer holds, however large ours is: 256 KiB. */
+	uint32_t window = MIN(BUF_ALLOC, c->peer_alloc);
+
 	c->forwarded += n;
-	/* Before the guest believes our buffer half full, say that it is not. */
-	if (c->linked && c->forwarded - c->forwarded_told >= BUF_ALLOC / 2) {
+	/* Before the guest believes its window half full, say that it is not. */
+	if (c->linked && n && c->forwarded - c->forwarded_told >= window / 2) {
 		c->send_credit = true;
 		conn_line_up(c);
 	}
