@@ -206,7 +206,7 @@ static void conn_forwarded(struct conn *c, uint32_t n)
 
 	c->forwarded += n;
 	/* Before the guest believes its window half full, say that it is not. */
-	if (c->linked && n && c->forwarded - c->forwarded_told >= window / 2) {
+	if (c->linked && c->forwarded - c->forwarded_told >= window / 2) {
 		c->send_credit = true;
 		conn_line_up(c);
 	}
