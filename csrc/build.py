@@ -14,6 +14,7 @@ SOURCES = [
     "virtio_blk.c",
     "virtio_rng.c",
     "virtio_vsock.c",
+    "vsock_conn.c",
 ]
 
 here = Path(__file__).parent
@@ -25,7 +26,7 @@ ffi.set_source(
     "pyvmm._core",
     '#include <sys/ioctl.h>\n#include <sys/prctl.h>\n#include "core.h"',
     sources=[f"csrc/{name}" for name in SOURCES],
-    depends=["csrc/core.h", "csrc/core_cdef.h"],
+    depends=["csrc/core.h", "csrc/core_cdef.h", "csrc/virtio_vsock.h"],
     include_dirs=["csrc"],
     extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror",
                         "-Wno-missing-field-initializers", "-Wno-unused-parameter"],
