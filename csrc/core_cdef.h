@@ -58,7 +58,8 @@ int vm_add_vsock(struct vm *vm, uint64_t guest_cid);
 int vm_device_queues(struct vm *vm, int slot);
 int vm_wire_device(struct vm *vm, int slot, int irq_fd, const int *kick_fds);
 
-/* Offer host port `port` to the guest, once: its connection becomes the stream socket fd. */
+/* Offer host port `port` to the guest, once: its connection becomes the stream socket fd, which is
+ * the core's from then: closed with the connection, at the latest in vm_free(). */
 int vm_offer_port(struct vm *vm, int slot, uint32_t port, int fd);
 
 int vm_add_vcpu(struct vm *vm, int fd, uint64_t run_size, int stats_fd, uint64_t stats_offset);

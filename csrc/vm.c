@@ -40,7 +40,7 @@ struct vm *vm_new(void)
 	return vm;
 }
 
-/* Frees what the core made: descriptors that were handed in stay the caller's. */
+/* Frees what the core made. Descriptors that were handed in stay the caller's, but for vsock's. */
 void vm_free(struct vm *vm)
 {
 	vm_stop(vm);
