@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+from fcntl import ioctl
 
 import pytest
 from pyvmm._core import lib
@@ -213,6 +214,13 @@ class TestMemory:
             assert memory.read(above + GiB - 4096, 4) == struct.pack("<I", 0x4948)
 
 
+def pending_interrupts(guest: Guest) -> int:
+    """The first PIC's request register, by KVM_GET_IRQCHIP."""
+    chip = bytearray(520)
+    ioctl(guest.vm.fd, 0xC208AE62, chip)
+    return chip[9]
+
+
 class TestMmio:
     def test_virtio_magic(self, kvm_fd):
         address, _ = layout.device(0)
@@ -249,6 +257,10 @@ class TestMmio:
             assert struct.unpack("<HHII", memory.read(used, 12)) == (0, 1, 0, 64)
             assert memory.read(buffer, 64) != bytes(64)
             assert memory.read(buffer + 64, 64) == bytes(64)
+            deadline = time.monotonic() + 10  # KVM may inject from a work queue
+            while not pending_interrupts(guest) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert pending_interrupts(guest) == 1 << 5  # by the irqfd; the guest took none
         assert report["exits"]["mmio"] == len(setup)  # the kick is none
 
 
