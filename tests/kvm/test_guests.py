@@ -117,7 +117,6 @@ class TestEnds:
         assert "cs=0x8" in registers
         assert registers[-1] == "code=" + b"after this halt!".hex()
 
-    @pytest.mark.xfail(strict=True, reason="the report drops the registers with the code bytes")
     def test_code_where_no_memory_is(self, kvm_fd):
         with Guest(kvm_fd, b"", entry=0x80000000) as guest:
             report = guest.run()
