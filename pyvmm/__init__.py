@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .errors import (
     DiskError,
     GuestError,
@@ -19,6 +17,7 @@ from .errors import (
     UsageError,
 )
 
+TYPE_CHECKING = False  # importing typing costs a run more than it tells
 if TYPE_CHECKING:
     from .machine import Machine
     from .results import Result, Usage

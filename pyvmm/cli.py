@@ -94,7 +94,7 @@ def _run_parser(p: argparse.ArgumentParser) -> None:
     add("--json", metavar="FILE", help="write the whole Result; - is stdout")
     add("--privileged", action="store_true", help="leave the program its rights in the guest")
     add("--kernel", metavar="PATH|stock|minimal")
-    add("--entry", choices=("pvh", "linux64"), help="how the kernel is entered")
+    add("--entry", choices=("linux64", "pvh"), default="linux64", help="how the kernel is entered")
     add("--console", action="store_true", help="show the guest's console on stderr, live")
     add("--cmdline-extra", default="", metavar="WORDS", help="for the kernel's command line")
     add("--phases", action="store_true", help="show where the time went, on stderr")

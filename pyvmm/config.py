@@ -41,7 +41,7 @@ class Options(TypedDict, total=False):
     max_output: int | str
     privileged: bool
     kernel: str | None
-    entry: Entry | None
+    entry: Entry
     cmdline_extra: str
     console: int | None
 
@@ -85,8 +85,8 @@ class Config:
     """Keep all capabilities and no seccomp filter, inside the guest."""
     kernel: str | None = None
     """``"minimal"``, ``"stock"`` or a path; None: minimal if it is there, else stock."""
-    entry: Entry | None = None
-    """How the kernel is entered; None: by PVH where it has the note."""
+    entry: Entry = "linux64"
+    """How the kernel is entered: Linux's 64-bit protocol, or PVH."""
     cmdline_extra: str = ""
     """Appended to the kernel's command line."""
     console: int | None = None

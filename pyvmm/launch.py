@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import select
 import signal
@@ -11,8 +12,18 @@ import sys
 import threading
 from typing import Any
 
+import _cffi_backend
+
 REPORT_GRACE = 10.0  # seconds for the worker to report after it was told to stop
 MAX_REPORT = 1 << 20
+NAME = "pyvmm-worker"  # in /proc/PID/cmdline, for people
+
+
+def _start() -> str:
+    """The worker's program. Without site (-S): it costs more than all that the worker imports."""
+    package, backend = os.path.dirname(__file__), _cffi_backend.__file__
+    paths = [os.path.dirname(package), os.path.dirname(backend)]
+    return f"import sys; sys.path += {paths!r}; from pyvmm.worker import main; main()"
 
 
 class WorkerProcess:
@@ -27,7 +38,7 @@ class WorkerProcess:
         with theirs, open(os.devnull) as null:
             self.pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", "-m", "pyvmm.worker", "3"],
+                [sys.executable, "-I", "-S", "-c", _start(), NAME],
                 {},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, null.fileno(), 0),
@@ -36,14 +47,14 @@ class WorkerProcess:
                     (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
                 ],
                 setsigdef=[signal.SIGTERM, signal.SIGPIPE],
-                setsigmask=[],
+                setsigmask=[signal.SIGINT],  # the terminal's ^C is for the caller
             )
         # The kernel ties PDEATHSIG to the thread that made the worker: only the main one is sure
         # to live as long as the process. End of file on the socket covers the rest.
         main = threading.current_thread() is threading.main_thread()
         spec = spec | {"fds": list(fds), "parent": os.getpid() if main else 0}
         try:
-            socket.send_fds(self.control, [json.dumps(spec).encode()], list(fds.values()))
+            socket.send_fds(self.control, [marshal.dumps(spec)], list(fds.values()))
         except BrokenPipeError:
             pass  # it died at once: wait() and died() will tell
 

@@ -6,13 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import boot, initramfs, kernel, layout
+from . import initramfs, kernel, layout
 from .config import Config, environment, host_cpus, program
 from .errors import KernelError
 from .oci import Image
 
 DEVICES = ("virtio-blk", "virtio-vsock", "virtio-rng")
 GUEST_CID = 3
+FREE_AFTER_KERNEL = 8 << 20  # what a kernel needs beside itself to come up at all
+
+# What every guest gets on its command line, and why.
+CMDLINE = [
+    "console=ttyS0",  # where a panic says why
+    "quiet",  # each character on it is an exit
+    "panic=-1",  # no waiting: a panic is a reboot,
+    "reboot=t",  # and a reboot a triple fault, one exit
+    "tsc=reliable",  # no clocksource watchdog
+    "no_timer_check",
+    "random.trust_cpu=on",
+    "8250.nr_uarts=1",
+    "cryptomgr.notests",
+]
 INIT = Path(__file__).parent / "_data" / "init"
 
 
@@ -61,13 +75,13 @@ class Plan:
 def make(config: Config, image: Image, progress: Any = None) -> Plan:
     """Decide. Raises PyvmmError for an image or kernel that cannot be run as configured."""
     found = kernel.find(config.kernel, progress=progress)
-    address = found.pvh_entry if config.entry != "linux64" else found.entry
-    if address is None and config.entry == "pvh":
+    address = found.pvh_entry if config.entry == "pvh" else found.entry
+    if address is None:
         raise KernelError(f"kernel {found.name} has no PVH entry: use --entry linux64")
     archive = initramfs.initramfs_for(found, INIT)
     segments = [[s.offset, s.filesz, s.paddr, s.memsz] for s in found.segments]
     size = archive.stat().st_size
-    where = boot.place_initrd(config.memory_bytes, segments, size, found.name)
+    where = place_initrd(config.memory_bytes, segments, size, found.name)
     spec = {
         "vcpus": config.vcpus,
         "memory": config.memory_bytes,
@@ -75,11 +89,11 @@ def make(config: Config, image: Image, progress: Any = None) -> Plan:
         "cid": GUEST_CID,
         "devices": len(DEVICES),
         "acpi": found.acpi,
-        "entry": "linux64" if config.entry == "linux64" or address is None else "pvh",
-        "address": found.entry if address is None else address,
+        "entry": config.entry,
+        "address": address,
         "segments": segments,
         "initrd": [where, size],
-        "cmdline": boot.cmdline(
+        "cmdline": cmdline(
             acpi_kernel=found.acpi, devices=len(DEVICES), extra=config.cmdline_extra
         ),
     }
@@ -103,3 +117,38 @@ def _warnings(config: Config) -> list[str]:
     if config.vcpus > cpus:
         return [f"{config.vcpus} vCPUs share {cpus} host CPUs: timings will suffer"]
     return []
+
+
+def cmdline(*, acpi_kernel: bool, devices: int, extra: str) -> str:
+    """The kernel's command line."""
+    words = list(CMDLINE)
+    if not acpi_kernel:
+        for slot in range(devices):
+            address, gsi = layout.device(slot)
+            words.append(f"virtio_mmio.device=4K@{address:#x}:{gsi}")
+    if extra:
+        words.append(extra)
+    line = " ".join(words)
+    if len(line.encode()) >= layout.CMDLINE_MAX:
+        raise KernelError(
+            f"kernel command line of {len(line)} bytes: at most {layout.CMDLINE_MAX - 1}, "
+            "shorten --cmdline-extra"
+        )
+    return line
+
+
+def place_initrd(memory: int, segments: list[list[int]], size: int, kernel: str) -> int:
+    """Where the initramfs goes: page-aligned, at the end of low RAM.
+
+    Raises KernelError if kernel, initramfs and a little to live on do not fit.
+    """
+    top = min(memory, layout.HOLE)
+    address = (top - size) & ~(layout.PAGE - 1)
+    end = max(paddr + memsz for _, _, paddr, memsz in segments)
+    if address < end + FREE_AFTER_KERNEL:
+        need = end + FREE_AFTER_KERNEL + size
+        raise KernelError(
+            f"memory of {memory >> 20} MiB is too small for kernel {kernel}: "
+            f"it needs at least {(need >> 20) + 1}M (--memory)"
+        )
+    return address

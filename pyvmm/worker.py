@@ -1,21 +1,22 @@
-"""The VM's own process: ``python -I -m pyvmm.worker FD``.
+"""The VM's own process, started by launch.py.
 
-Over the socket FD it gets one message, the specification and every descriptor that the VM needs,
-and from then opens nothing by path. It answers with one report when the VM has ended, and ends the
-VM when it is told to ("stop") or when its caller is gone (end of file). Imports are few on purpose:
-they are part of every run.
+Over the socket on descriptor 3 it gets one message, the specification and every descriptor that the
+VM needs, and from then opens nothing by path. It answers with one report when the VM has ended, and
+ends the VM when it is told to ("stop") or when its caller is gone (end of file).
+
+Every run waits for this module's imports: that is why there is no typing (annotations are not
+evaluated), `_socket` without its Python half, and marshal for what comes from the caller. The
+report goes the other way, from a process that a guest may have broken, and is JSON.
 """
 
 from __future__ import annotations
 
-import json
+import marshal
 import mmap
 import os
 import select
-import signal
-import socket
-import sys
-from typing import Any
+import struct
+from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET, socket
 
 from . import boot, cpu, layout
 from ._core import ffi, lib
@@ -23,7 +24,13 @@ from .errors import HostError, PyvmmError
 from .kvm import CAP_BINARY_STATS_FD, Kvm, Vcpu
 from .memory import GuestMemory
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CONTROL = 3
 PR_SET_PDEATHSIG = 1
+SIGKILL = 9
 MAX_SPEC = 1 << 20
 MAX_FDS = 16
 END_NAMES = ("none", "reset", "crash", "unknown", "errno", "stopped")
@@ -32,14 +39,19 @@ MARKS = ("", "init", "program", "ended")
 
 
 def main() -> None:
-    control = socket.socket(fileno=int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's ^C is for the caller
-    message, fds, _, _ = socket.recv_fds(control, MAX_SPEC, MAX_FDS)
+    control = socket(fileno=CONTROL)
+    message, ancillary, _, _ = control.recvmsg(MAX_SPEC, CMSG_SPACE(4 * MAX_FDS))
     if not message:
         return
-    spec = json.loads(message)
+    spec = marshal.loads(message)
+    fds = [
+        fd
+        for level, kind, data in ancillary
+        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)
+        for (fd,) in struct.iter_unpack("i", data)
+    ]
     if spec["parent"]:
-        lib.prctl(PR_SET_PDEATHSIG, ffi.cast("unsigned long", signal.SIGKILL))
+        lib.prctl(PR_SET_PDEATHSIG, ffi.cast("unsigned long", SIGKILL))
         if os.getppid() != spec["parent"]:
             return
     try:
@@ -47,8 +59,10 @@ def main() -> None:
     except PyvmmError as e:
         report = {"end": "failed", "error": type(e).__name__, "message": str(e)}
     except OSError as e:
-        message_ = f"KVM: {e.strerror} (errno {e.errno})"
-        report = {"end": "failed", "error": "HostError", "message": message_}
+        why = f"KVM: {e.strerror} (errno {e.errno})"
+        report = {"end": "failed", "error": "HostError", "message": why}
+    import json
+
     try:
         control.sendall(json.dumps(report).encode())
     except BrokenPipeError:
@@ -122,9 +136,11 @@ class Worker:
             check(lib.vm_add_vcpu(self.core, vcpu.fd, run_size, *self.counters[-1]))
         return vcpus
 
-    def run(self, control: socket.socket) -> dict[str, Any]:
+    def run(self, control: socket) -> dict[str, Any]:
         """Start the guest, wait for its end or the caller's word, and report."""
         check(lib.vm_start(self.core))
+        import json  # noqa: F401 - now, while the guest boots: the report needs it
+
         poll = select.poll()
         poll.register(lib.vm_done_fd(self.core), select.POLLIN)
         poll.register(control, select.POLLIN)
@@ -165,13 +181,14 @@ class Worker:
         try:
             general = vcpu.get_regs()
             text = cpu.describe(general, vcpu.get_sregs())
-            rip = int.from_bytes(general[128:136], "little")
-            physical = vcpu.translate(rip)
-            if physical is not None:
-                text += " code=" + self.memory.read(physical, 16).hex()
-        except (OSError, ValueError) as e:
-            return f"(registers not to be had: {e})"
-        return text
+            physical = vcpu.translate(int.from_bytes(general[128:136], "little"))
+        except OSError as e:
+            return f"(not to be had: {e})"
+        try:
+            code = "" if physical is None else self.memory.read(physical, 16).hex()
+        except ValueError:
+            code = ""
+        return f"{text} code={code or '(not in RAM)'}"
 
 
 def check(result: int) -> int:
@@ -179,7 +196,3 @@ def check(result: int) -> int:
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return result
-
-
-if __name__ == "__main__":
-    main()

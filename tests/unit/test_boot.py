@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from pyvmm import acpi, boot, layout
+from pyvmm import acpi, boot, layout, plan
 from pyvmm.errors import KernelError
 from pyvmm.memory import GuestMemory
 
@@ -141,30 +141,30 @@ class TestPvh:
 
 class TestCommandLine:
     def test_devices_only_without_acpi(self):
-        line = boot.cmdline(acpi_kernel=False, devices=2, extra="")
+        line = plan.cmdline(acpi_kernel=False, devices=2, extra="")
         devices = [word for word in line.split() if word.startswith("virtio_mmio")]
         assert devices == [
             "virtio_mmio.device=4K@0xc0001000:5",
             "virtio_mmio.device=4K@0xc0002000:6",
         ]
-        assert "virtio_mmio" not in boot.cmdline(acpi_kernel=True, devices=2, extra="")
+        assert "virtio_mmio" not in plan.cmdline(acpi_kernel=True, devices=2, extra="")
 
     def test_extra_comes_last(self):
-        assert boot.cmdline(acpi_kernel=True, devices=0, extra="a b").endswith(" a b")
+        assert plan.cmdline(acpi_kernel=True, devices=0, extra="a b").endswith(" a b")
 
     def test_longest(self):
-        room = 4095 - len(boot.cmdline(acpi_kernel=True, devices=0, extra="")) - 1
-        line = boot.cmdline(acpi_kernel=True, devices=0, extra="x" * room)
+        room = 4095 - len(plan.cmdline(acpi_kernel=True, devices=0, extra="")) - 1
+        line = plan.cmdline(acpi_kernel=True, devices=0, extra="x" * room)
         assert len(line) == 4095
         with pytest.raises(KernelError, match="4096 bytes: at most 4095"):
-            boot.cmdline(acpi_kernel=True, devices=0, extra="x" * (room + 1))
+            plan.cmdline(acpi_kernel=True, devices=0, extra="x" * (room + 1))
 
 
 class TestPlaceInitrd:
     SEGMENTS = ([0, 0, 16 * MiB, 4 * MiB],)
 
     def place(self, memory: int, size: int) -> int:
-        return boot.place_initrd(memory, list(self.SEGMENTS), size, "k")
+        return plan.place_initrd(memory, list(self.SEGMENTS), size, "k")
 
     @pytest.mark.parametrize(
         ("memory", "size", "address"),
