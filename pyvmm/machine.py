@@ -81,14 +81,15 @@ class Machine:
     def start(self) -> None:
         """Prepare image and kernel and start the VM. Raises PyvmmError."""
         config = self.config
-        with open_image(config.image) as image:
-            self._plan = plan.make(config, image, self._progress)
-            base = base_disk(image, config.disk_bytes, progress=self._progress)
-        self._times["prepared"] = time.monotonic()
         fds: dict[str, int] = {}
         try:
-            self._console = console.Console()
+            # First: a host without KVM is no reason to unpack an image or fetch a kernel.
             fds["kvm"] = open_kvm()
+            with open_image(config.image) as image:
+                self._plan = plan.make(config, image, self._progress)
+                base = base_disk(image, config.disk_bytes, progress=self._progress)
+            self._times["prepared"] = time.monotonic()
+            self._console = console.Console()
             fds["kernel"] = _open(self._plan.kernel.path)
             fds["initrd"] = _open(self._plan.initramfs)
             fds["base"] = _open(base)
