@@ -19,9 +19,8 @@ from .errors import (
 
 TYPE_CHECKING = False  # importing typing costs a run more than it tells
 if TYPE_CHECKING:
-    from .machine import Machine
+    from .machine import Machine, run
     from .results import Result, Usage
-    from .run import run
 
 __version__ = "0.1.0"
 
@@ -40,7 +39,7 @@ __all__ = [
     "run",
 ]
 
-_LAZY = {"Machine": "machine", "Result": "results", "Usage": "results", "run": "run"}
+_LAZY = {"Machine": "machine", "Result": "results", "Usage": "results", "run": "machine"}
 
 
 def __getattr__(name: str) -> object:

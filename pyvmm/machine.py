@@ -252,6 +252,18 @@ class Machine:
         timings["total"] = time.monotonic() - t["begin"]
 
 
+def run(
+    image: str | Path, command: Sequence[str] | None = None, **options: Unpack[Options]
+) -> Result:
+    """Run a program from an OCI image in a microVM of its own and return what it brought back.
+
+    ``command`` replaces the image's command; `Options` (config.py) lists the rest. A program that
+    fails or times out is a Result; PyvmmError means that there was no run to speak of.
+    """
+    with Machine(image, command, **options) as machine:
+        return machine.wait()
+
+
 def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
