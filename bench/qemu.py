@@ -1,0 +1,129 @@
+"""QEMU's microvm with the same kernel, initramfs, disk and init, and the same conversation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from subject import IDLE, MEMORY_MIB, Run, Subject
+
+from pyvmm import results
+
+NAME = "QEMU microvm"
+PROGRAM = "qemu-system-x86_64"
+GUEST_CID = 3
+OUTPUT_LIMIT = 1 << 20
+TIMEOUT = 180.0  # a guest that has not connected by then never will
+
+
+def trouble() -> str:
+    """Why QEMU cannot be measured here, or nothing."""
+    if not shutil.which(PROGRAM):
+        return f"{PROGRAM} is not installed"
+    if not os.path.exists("/dev/vhost-vsock"):
+        subprocess.run(["modprobe", "vhost_vsock"], check=False, stderr=subprocess.DEVNULL)
+    return "" if os.path.exists("/dev/vhost-vsock") else "no /dev/vhost-vsock"
+
+
+def command(subject: Subject) -> list[str]:
+    # QEMU describes its own devices, on the command line or in ACPI.
+    words = [w for w in subject.cmdline.split() if not w.startswith("virtio_mmio.device=")]
+    # With ACPI it has no RTC and does not say so, and Linux reads that 40,000 times: give it one.
+    machine = "microvm,acpi=on,rtc=on" if subject.acpi else "microvm,acpi=off"
+    options = f"""
+        -M {machine} -enable-kvm -cpu host
+        -m {MEMORY_MIB} -smp 1 -nodefaults -no-user-config -nographic -no-reboot
+        -serial null
+        -kernel {subject.kernel} -initrd {subject.initramfs}
+        -drive if=none,id=root,format=raw,snapshot=on,file={subject.disk}
+        -device virtio-blk-device,drive=root,serial=pyvmm-root
+        -device vhost-vsock-device,guest-cid={GUEST_CID}
+        -device virtio-rng-device
+    """.split()
+    return [PROGRAM, *options, "-append", " ".join(words)]
+
+
+def run(subject: Subject) -> Run:
+    """Run /bin/true once."""
+    with _listener() as listener:
+        begin = time.monotonic()
+        with _process(subject) as process:
+            with _accept(listener, process) as agent:
+                agent.sendall(_config(["/bin/true"]))
+                session = results.Session([], OUTPUT_LIMIT)
+                while not session.end:
+                    session.feed(_receive(agent))
+                end = time.monotonic()
+            assert session.finish().exit_code == 0
+            process.wait(TIMEOUT)
+            return Run(begin, end, time.monotonic())
+
+
+@contextmanager
+def idle(subject: Subject) -> Iterator[int]:
+    """Keep a guest that sleeps; gives the process id of its VMM."""
+    with (
+        _listener() as listener,
+        _process(subject) as process,
+        _accept(listener, process) as agent,
+    ):
+        agent.sendall(_config(IDLE))
+        said: list[bytes] = []
+        session = results.Session([], OUTPUT_LIMIT, said.append)
+        while b"ready" not in b"".join(said):
+            session.feed(_receive(agent))
+        yield process.pid
+
+
+def _config(argv: Sequence[str]) -> bytes:
+    return results.config_frame(
+        argv,
+        [],
+        workdir="",
+        user="",
+        hostname="pyvmm",
+        outputs=[],
+        stdin=False,
+        privileged=False,
+        clock_ns=time.time_ns(),
+    )
+
+
+def _listener() -> socket.socket:
+    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    listener.bind((socket.VMADDR_CID_ANY, results.PORT))
+    listener.listen(1)
+    listener.settimeout(TIMEOUT)
+    return listener
+
+
+@contextmanager
+def _process(subject: Subject) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command(subject), stdin=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def _accept(listener: socket.socket, process: subprocess.Popen[bytes]) -> socket.socket:
+    try:
+        agent = listener.accept()[0]
+    except TimeoutError:
+        code = process.poll()
+        raise SystemExit(f"bench: the guest in QEMU did not connect (exit code {code})") from None
+    agent.settimeout(TIMEOUT)
+    return agent
+
+
+def _receive(agent: socket.socket) -> bytes:
+    data = agent.recv(1 << 20)
+    if not data:
+        raise SystemExit("bench: the guest in QEMU ended early")
+    return data

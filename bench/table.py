@@ -1,0 +1,69 @@
+"""Rows: what was measured, beside whom, and whether the goal is met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MARKS = {True: "yes", False: "NO", None: ""}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. ``goal`` is the most that ``ratio`` may be, or ``ours`` where no peer is."""
+
+    figure: str
+    unit: str
+    ours: float | None
+    peer: str = ""
+    peer_value: float | None = None
+    goal: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return self.ours / self.peer_value if self.ours is not None and self.peer_value else None
+
+    @property
+    def met(self) -> bool | None:
+        if self.goal is None:
+            return None
+        value = self.ratio if self.peer else self.ours
+        return value is not None and value <= self.goal
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self) | {"ratio": self.ratio, "met": self.met}
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """A table that reads well as text, too."""
+    head = ("figure", "unit", "pyvmm", "peer", "ratio", "goal", "met")
+    lines = [head, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+
+    def line(cells: tuple[str, ...]) -> str:
+        figure = cells[0].ljust(widths[0])
+        rest = (c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))
+        return f"| {' | '.join((figure, *rest))} |"
+
+    dashes = ["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]
+    rule = f"|{'|'.join(dashes)}|"
+    return "\n".join((line(lines[0]), rule, *map(line, lines[1:])))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.figure,
+        row.unit,
+        _number(row.ours),
+        _number(row.peer_value),
+        "" if row.ratio is None else f"{row.ratio:.2f}",
+        "" if row.goal is None else f"≤ {row.goal:g}" + (" x" if row.peer else ""),
+        MARKS[row.met],
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
