@@ -23,6 +23,8 @@ static void find_run(struct ext4_writer *w, uint64_t want, uint64_t *start, uint
 	blk64_t last = ext2fs_blocks_count(fs->super) - 1, free_start, used;
 
 	*start = 0;
+	if (w->cursor > last) /* libext2fs would say on stderr that there is no such block */
+		w->cursor = fs->super->s_first_data_block;
 	if (ext2fs_find_first_zero_block_bitmap2(fs->block_map, w->cursor, last, &free_start)) {
 		w->cursor = fs->super->s_first_data_block;
 		if (ext2fs_find_first_zero_block_bitmap2(fs->block_map, w->cursor, last,
