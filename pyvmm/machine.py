@@ -57,6 +57,7 @@ class Machine:
         self.config = Config(image, command, **options)
         self._progress = progress
         self._worker: WorkerProcess | None = None
+        self._stopped = False
         self._results: socket.socket | None = None
         self._console: console.Console | None = None
         self._times = {"begin": time.monotonic()}
@@ -143,8 +144,11 @@ class Machine:
         tail = self.console[-CONSOLE_TAIL:]
         if not complete and not result.timed_out:
             what = "start the program" if session.started_ns is None else "send its outputs"
-            late = f"the guest did not {what} within {self.config.boot_timeout:g} s"
-            reason = late if report.get("end") == "stopped" else self._worker.died()
+            reason = f"the guest did not {what} within {self.config.boot_timeout:g} s"
+            if self._stopped:
+                reason = "stopped before the program had ended"
+            elif report.get("end") != "stopped":
+                reason = self._worker.died()
             raise explain(report, tail, reason)
         session.finish()
         if result.timed_out:
@@ -156,6 +160,7 @@ class Machine:
 
     def stop(self) -> None:
         """End the VM now. wait() then raises GuestError, unless the run was over."""
+        self._stopped = True
         if self._worker:
             self._worker.stop()
 
