@@ -11,13 +11,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__
 from .errors import GuestError, PyvmmError, UsageError
 
+TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
-    from .config import Options
+    from typing import NoReturn
+
+    from .options import Options
     from .results import Result
 
 

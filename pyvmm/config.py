@@ -1,53 +1,25 @@
-"""What a run is made of: one dataclass, checked once, where it is made."""
+"""What a run is made of, checked once, where it is made."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
 
 from .errors import ImageError, UsageError
+from .record import Record, field
 
+TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
     from .oci import ImageConfig
+    from .options import Entry, Sink
 
 MiB = 1 << 20
 MAX_VCPUS = 64
 
-Entry = Literal["pvh", "linux64"]
-Sink = Callable[[bytes], object]
 
-
-class Options(TypedDict, total=False):
-    """The keyword arguments of run() and Machine(): Config's fields but the first two."""
-
-    entrypoint: Sequence[str] | None
-    env: Mapping[str, str]
-    workdir: str | None
-    user: str | None
-    hostname: str
-    vcpus: int
-    memory: int | str
-    disk: int | str
-    timeout: float | None
-    boot_timeout: float
-    outputs: Sequence[str]
-    stdin: bytes | None
-    on_stdout: Sink | None
-    on_stderr: Sink | None
-    max_output: int | str
-    privileged: bool
-    kernel: str | None
-    entry: Entry
-    cmdline_extra: str
-    console: int | None
-
-
-@dataclass(frozen=True)
-class Config:
+class Config(Record):
     """A checked configuration. Raises UsageError for what cannot be meant."""
 
     image: str | Path
@@ -92,9 +64,9 @@ class Config:
     console: int | None = None
     """A descriptor that the guest's console is copied to, live."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("memory", "disk", "max_output"):
-            object.__setattr__(self, name, parse_size(getattr(self, name), name))
+            setattr(self, name, parse_size(getattr(self, name), name))
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise UsageError(f"vcpus {self.vcpus}: must be 1 to {MAX_VCPUS}")
         if self.timeout is not None and self.timeout <= 0:

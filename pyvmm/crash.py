@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
 
 from .errors import GuestError, HostError, PyvmmError
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from typing import Any
 
 KVM_EXIT_INTERNAL_ERROR = 17
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fcntl import ioctl
 
 from . import boot, cpu, layout
@@ -15,6 +14,7 @@ from .errors import PyvmmError
 from .kvm import Kvm
 from .machine import open_kvm
 from .memory import GuestMemory
+from .record import Record
 
 KVM_RUN = 0xAE80
 KVM_EXIT_IO = 2
@@ -69,8 +69,7 @@ def why_not_linux() -> str:
     )
 
 
-@dataclass
-class Check:
+class Check(Record):
     """One line of the doctor's."""
 
     name: str

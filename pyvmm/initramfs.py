@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.cache import cache_dir
 from pyvmm.kernel.store import Kernel, identity
+from pyvmm.record import Record
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Record):
     """A file, directory or device; ``mode`` includes its type, ``device`` is (major, minor)."""
 
     path: str

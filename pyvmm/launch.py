@@ -7,12 +7,16 @@ import marshal
 import os
 import select
 import signal
-import socket
+import struct
 import sys
-import threading
-from typing import Any
+from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socketpair
+from _thread import get_native_id
 
 import _cffi_backend
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from typing import Any
 
 REPORT_GRACE = 10.0  # seconds for the worker to report after it was told to stop
 MAX_REPORT = 1 << 20
@@ -27,21 +31,20 @@ def _start() -> str:
 
 
 class WorkerProcess:
-    """A started worker (worker.py) that has its specification and descriptors."""
+    """A started worker (worker.py). It is told what to run by assign()."""
 
-    def __init__(self, spec: dict[str, Any], fds: dict[str, int]) -> None:
-        """Start it. ``fds`` stay the caller's; the worker has its own copies."""
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self) -> None:
+        self.control, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         self._log = os.memfd_create("pyvmm-worker-log")
         self.pid: int | None = None
         self._status = 0
-        with theirs, open(os.devnull) as null:
+        try:
             self.pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-S", "-c", _start(), NAME],
                 {},
                 file_actions=[
-                    (os.POSIX_SPAWN_DUP2, null.fileno(), 0),
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, self._log, 1),
                     (os.POSIX_SPAWN_DUP2, self._log, 2),
                     (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
@@ -49,12 +52,18 @@ class WorkerProcess:
                 setsigdef=[signal.SIGTERM, signal.SIGPIPE],
                 setsigmask=[signal.SIGINT],  # the terminal's ^C is for the caller
             )
+        finally:
+            theirs.close()
+
+    def assign(self, spec: dict[str, Any], fds: dict[str, int]) -> None:
+        """Hand over what to run. ``fds`` stay the caller's; the worker has its own copies."""
         # The kernel ties PDEATHSIG to the thread that made the worker: only the main one is sure
         # to live as long as the process. End of file on the socket covers the rest.
-        main = threading.current_thread() is threading.main_thread()
+        main = get_native_id() == os.getpid()
         spec = spec | {"fds": list(fds), "parent": os.getpid() if main else 0}
         try:
-            socket.send_fds(self.control, [marshal.dumps(spec)], list(fds.values()))
+            rights = struct.pack(f"{len(fds)}i", *fds.values())
+            self.control.sendmsg([marshal.dumps(spec)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
         except BrokenPipeError:
             pass  # it died at once: wait() and died() will tell
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import struct
 import time
+from _socket import socket, socketpair
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
 
 from . import console, plan, results
 from .config import Config
@@ -26,10 +25,11 @@ from .launch import WorkerProcess
 from .oci import open_image
 from .results import Result, Session
 
+TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
-    from typing import Unpack
+    from typing import Any, Self, Unpack
 
-    from .config import Options
+    from .options import Options
 
 KILL_GRACE = 5.0  # seconds for the agent to report after the program was killed
 CONSOLE_TAIL = 4096  # characters of it in a Result or GuestError
@@ -58,7 +58,7 @@ class Machine:
         self._progress = progress
         self._worker: WorkerProcess | None = None
         self._stopped = False
-        self._results: socket.socket | None = None
+        self._results: socket | None = None
         self._console: console.Console | None = None
         self._times = {"begin": time.monotonic()}
 
@@ -86,6 +86,7 @@ class Machine:
         try:
             # First: a host without KVM is no reason to unpack an image or fetch a kernel.
             fds["kvm"] = open_kvm()
+            self._worker = WorkerProcess()  # it starts up while we prepare
             with open_image(config.image) as image:
                 self._plan = plan.make(config, image, self._progress)
                 base = base_disk(image, config.disk_bytes, progress=self._progress)
@@ -97,10 +98,10 @@ class Machine:
             fds["overlay"] = _overlay(config.disk_bytes)
             if config.console is not None:
                 fds["console"] = os.dup(config.console)
-            self._results, guest_end = socket.socketpair()
+            self._results, guest_end = socketpair()
             fds["results"] = guest_end.detach()
             spec = self._plan.spec | {"console_size": console.SIZE, "port": results.PORT}
-            self._worker = WorkerProcess(spec, fds | {"ring": self._console.fd})
+            self._worker.assign(spec, fds | {"ring": self._console.fd})
         except BaseException:
             self.kill()
             raise

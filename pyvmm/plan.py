@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from . import initramfs, kernel, layout
 from .config import Config, environment, host_cpus, program
 from .errors import KernelError
 from .oci import Image
+from .record import Record
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from typing import Any
 
 DEVICES = ("virtio-blk", "virtio-vsock", "virtio-rng")
 GUEST_CID = 3
@@ -30,8 +33,7 @@ CMDLINE = [
 INIT = Path(__file__).parent / "_data" / "init"
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(Record):
     """What the agent is told to run."""
 
     argv: list[str]
@@ -40,8 +42,7 @@ class Program:
     user: str
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Record):
     """One run, decided. ``spec`` is the plain data that the worker gets."""
 
     kernel: kernel.Kernel

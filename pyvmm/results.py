@@ -7,10 +7,13 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from .errors import GuestError
+from .record import Record, field
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from typing import Any
 
 VERSION = 1
 PORT = 1024
@@ -26,8 +29,7 @@ ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, HAS_STDIN, PRIVILEGED, CLOCK = range(
 EXIT_FIELDS = struct.Struct("<II12Q")
 
 
-@dataclass
-class Usage:
+class Usage(Record):
     """What the program and its descendants used, as the guest's kernel counts."""
 
     user_us: int = 0
@@ -45,8 +47,7 @@ class Usage:
     oom_kills: int = 0
 
 
-@dataclass
-class Result:
+class Result(Record):
     """What a run brought back."""
 
     exit_code: int = 0
@@ -80,10 +81,12 @@ class Result:
 
     def to_json(self) -> str:
         """All of it; bytes as text where they are UTF-8, else as ``{"base64": …}``."""
-        return json.dumps(asdict(self), default=_plain, indent=2)
+        return json.dumps(vars(self), default=_plain, indent=2)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Usage):
+        return vars(value)
     assert isinstance(value, bytes)
     try:
         return value.decode()

@@ -13,18 +13,17 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.cache import cache_dir
+from pyvmm.record import Record
 
 _SIDECAR = "kernel.json"
 _FORMAT = 1  # of the sidecar; another one is as good as none
 _STALE_S = 24 * 3600  # what a killed build left behind
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(Record):
     """One PT_LOAD: ``filesz`` bytes at ``offset`` of the file go to guest-physical ``paddr``."""
 
     offset: int
@@ -33,8 +32,7 @@ class Segment:
     memsz: int
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(Record):
     """What an ELF kernel says about itself. Addresses are guest-physical."""
 
     version: str
@@ -44,8 +42,7 @@ class Image:
     acpi: bool
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(Record):
     """A guest kernel that is ready to be loaded."""
 
     name: str

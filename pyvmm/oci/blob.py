@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from dataclasses import dataclass
+import sys
 from pathlib import Path
-from typing import BinaryIO
 
 from pyvmm.errors import ImageError
+from pyvmm.record import Record
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
 
 # image-spec descriptor.md, "Registered Algorithms". The digest names a file: nothing else may pass.
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
 _CHUNK = 1 << 20
+_SMALL = 1 << 18
 
 
 def checked_digest(text: str, where: str) -> str:
@@ -22,8 +26,20 @@ def checked_digest(text: str, where: str) -> str:
     return text
 
 
-@dataclass(frozen=True)
-class Blob:
+def _hasher(algorithm: str, size: int) -> Any:
+    """A hash object. Not hashlib's for a small document: that would load OpenSSL first, which
+    takes longer than all the hashing of a run whose disk is cached.
+    """
+    if algorithm == "sha256" and size < _SMALL and sys.version_info < (3, 12):
+        from _sha256 import sha256
+
+        return sha256()
+    import hashlib
+
+    return hashlib.new(algorithm)
+
+
+class Blob(Record):
     """``size`` bytes at ``offset`` of the file ``path``. ``name`` is for messages."""
 
     name: str
@@ -51,7 +67,7 @@ class Blob:
     def verify(self, digest: str) -> None:
         """Compare the blob with its digest; ImageError if it differs."""
         algorithm = digest.partition(":")[0]
-        hasher = hashlib.new(algorithm)
+        hasher = _hasher(algorithm, self.size)
         left = self.size
         with self.open() as file:
             while left and (data := file.read(min(left, _CHUNK))):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pyvmm.oci.blob import checked_digest
 from pyvmm.oci.fields import Fields
 from pyvmm.oci.image import ImageConfig
+from pyvmm.record import Record
 
 
-@dataclass(frozen=True)
-class Configuration:
+class Configuration(Record):
     """A configuration document, read."""
 
     os: str

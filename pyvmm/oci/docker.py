@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob
 from pyvmm.oci.config import read_configuration
@@ -48,6 +46,8 @@ def _image(source: Source, fields: Fields, arch: str) -> Image:
     name = fields.text("Config")
     data = _read(source, name)
     # The configuration lists the layers' diff_ids, so its digest (Docker's image ID) covers all.
+    import hashlib
+
     digest = hashlib.sha256(data).hexdigest()
     stem = name.rpartition("/")[2].removesuffix(".json")
     if len(stem) == 64 and stem != digest:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from pyvmm.errors import ImageError
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from typing import Any
 
 DOCUMENT_MAX = 8 << 20  # bytes; real ones have some thousand
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import TracebackType
-from typing import BinaryIO
 
 from pyvmm.oci.blob import Blob
+from pyvmm.record import Record
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from typing import BinaryIO
 
 
-@dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(Record):
     """How the image wants its program run (image-spec config.md, "config")."""
 
     entrypoint: tuple[str, ...] = ()
@@ -21,8 +23,7 @@ class ImageConfig:
     stop_signal: str = ""
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(Record):
     """One layer: a tar stream, usually compressed.
 
     ``digest`` and ``size`` (bytes) are the blob's, ``diff_id`` is the digest of the uncompressed
@@ -45,8 +46,7 @@ class Layer:
             self.blob.verify(self.digest)
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(Record):
     """An image for one platform. ``digest`` identifies its configuration and layers.
 
     Layers are opened as they are read and nothing is kept open between, so ``close`` has nothing

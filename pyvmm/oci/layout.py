@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob, checked_digest
@@ -11,6 +10,7 @@ from pyvmm.oci.config import Configuration, read_configuration
 from pyvmm.oci.fields import DOCUMENT_MAX, Fields, parse
 from pyvmm.oci.image import Image, Layer
 from pyvmm.oci.source import Source
+from pyvmm.record import Record
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _INDEX_DEPTH_MAX = 4
@@ -27,8 +27,7 @@ _LAYER_TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(Record):
     """A manifest that index.json leads to."""
 
     ref: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import posixpath
 import stat
 from pathlib import Path
-from typing import Protocol
 
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob
@@ -13,16 +12,17 @@ from pyvmm.oci.blob import Blob
 _LINKS_MAX = 8  # skopeo's docker archives have one link to each layer
 
 
-class Source(Protocol):
+class Source:
     """Finds files of an image by their names, which have ``/`` between the parts."""
 
     name: str
 
     def find(self, name: str) -> Blob | None:
         """Return the file, or None if there is none of this name."""
+        raise NotImplementedError
 
 
-class Directory:
+class Directory(Source):
     """An unpacked image."""
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +40,7 @@ class Directory:
         return Blob(str(path), path, 0, status.st_size)
 
 
-class Archive:
+class Archive(Source):
     """An image in an uncompressed tar archive: an index of its members, made once."""
 
     def __init__(self, path: Path) -> None:

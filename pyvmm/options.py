@@ -1,0 +1,37 @@
+"""The keyword arguments of run() and Machine(), for type checkers and editors: no run imports it.
+
+Config (config.py) has the same fields, with what they mean and their defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypedDict
+
+Entry = Literal["pvh", "linux64"]
+Sink = Callable[[bytes], object]
+
+
+class Options(TypedDict, total=False):
+    """Config's fields but the first two."""
+
+    entrypoint: Sequence[str] | None
+    env: Mapping[str, str]
+    workdir: str | None
+    user: str | None
+    hostname: str
+    vcpus: int
+    memory: int | str
+    disk: int | str
+    timeout: float | None
+    boot_timeout: float
+    outputs: Sequence[str]
+    stdin: bytes | None
+    on_stdout: Sink | None
+    on_stderr: Sink | None
+    max_output: int | str
+    privileged: bool
+    kernel: str | None
+    entry: Entry
+    cmdline_extra: str
+    console: int | None
