@@ -1,0 +1,42 @@
+"""Fixtures of the guest tests: real Linux guests, in both kernels.
+
+They need a KVM that can run Linux (natively, or in the kvmbox: tests/run.sh chooses), and the
+images that make_images.py makes in build/guest-images.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(os.path.dirname(__file__))
+
+from harness import IMAGES, Host
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not (IMAGES / "stamp").exists():
+        raise pytest.UsageError("no images yet: run tests/guest/make_images.py build/guest-images")
+
+
+@pytest.fixture(scope="session", params=["minimal", "stock"])
+def kernel(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """Runs pyvmm, and looks afterwards that nothing is left behind."""
+    made = Host(tmp_path)
+    yield made
+    made.check_clean()
+
+
+@pytest.fixture(scope="session")
+def session_host(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """The same for runs that several tests look at."""
+    return Host(tmp_path_factory.mktemp("session"))
