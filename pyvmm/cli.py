@@ -61,9 +61,16 @@ def _show_crash(e: GuestError) -> None:
         print(f"--- registers: {e.registers}", file=sys.stderr)
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse asks the terminal for its width at every argument, and imports shutil for that."""
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        return argparse.HelpFormatter(self.prog, width=96)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole grammar."""
-    top = argparse.ArgumentParser(prog="pyvmm", description="Run an OCI image as a microVM.")
+    top = Parser(prog="pyvmm", description="Run an OCI image as a microVM.")
     top.add_argument("--version", action="version", version=f"pyvmm {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _run_parser(commands.add_parser("run", help="run a program from an image"))
