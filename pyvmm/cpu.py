@@ -37,7 +37,8 @@ def cpuid(
     counters are not virtualised. Leaf 0x40000010 gives the TSC's frequency, so that no guest
     calibrates it (the VMware convention, which Linux reads under KVM).
     """
-    leaves = [_adjust(leaf, index, vcpus, deadline) for leaf in supported]
+    last = 0x40000010 if tsc_khz else 0
+    leaves = [_adjust(leaf, index, vcpus, deadline, last) for leaf in supported]
     topology = {0x0B, 0x1F} & {leaf[0] for leaf in leaves}
     leaves = [leaf for leaf in leaves if leaf[0] not in (0x0B, 0x1F, 0x40000010)]
     for function in sorted(topology):
@@ -52,7 +53,7 @@ def cpuid(
     return leaves
 
 
-def _adjust(leaf: Leaf, index: int, vcpus: int, deadline: bool) -> Leaf:
+def _adjust(leaf: Leaf, index: int, vcpus: int, deadline: bool, last: int) -> Leaf:
     function, sub, flags, eax, ebx, ecx, edx = leaf
     if function == 1:
         ebx = ebx & 0xFFFF | vcpus << 16 | index << 24
@@ -66,7 +67,7 @@ def _adjust(leaf: Leaf, index: int, vcpus: int, deadline: bool) -> Leaf:
     elif function == 0xA:
         eax = ebx = ecx = edx = 0
     elif function == 0x40000000:
-        eax = max(eax, 0x40000010)
+        eax = max(eax, last)  # the highest leaf of the hypervisor's
     elif function == 0x80000008:
         ecx = ecx & ~0xF0FF | _core_bits(vcpus) << 12 | (vcpus - 1)
     elif function == 0x8000001E:

@@ -189,6 +189,7 @@ class Session:
             STDOUT: on_stdout or self._stdout.add,
             STDERR: on_stderr or self._stderr.add,
         }
+        self._seen: set[int] = set()
         self._file: tuple[int, Kept] | None = None
 
     def feed(self, data: bytes) -> None:
@@ -231,6 +232,9 @@ class Session:
             raise GuestError(f"the guest's agent sent a short frame of type {kind}") from None
 
     def _event(self, kind: int, payload: bytes) -> None:
+        if kind != STDIN_TAKEN and kind in self._seen:
+            raise GuestError(f"the guest's agent sent frame type {kind} twice")
+        self._seen.add(kind)
         if kind == HELLO:
             version, self.result.cpus, self.init_ns, _memory = struct.unpack("<IIQQ", payload)
             if version != VERSION:
