@@ -23,7 +23,7 @@ def ended_by(running: Running, mark: bytes) -> Done:
     """Wait for the mark on the console, and from then not longer than allowed."""
     seen = running.until(mark, "err")
     done = running.finish(60)
-    assert time.monotonic() - seen < EVENT_LIMIT + 0.5  # our own polling and the log's rest
+    assert time.monotonic() - seen < EVENT_LIMIT
     return done
 
 
