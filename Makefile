@@ -13,7 +13,7 @@ C_SOURCES := $(wildcard csrc/*.[ch] csrc/*.py rootfs/*.[ch] rootfs/*.py rootfs/k
 	init/*.[chS] init/Makefile) setup.py
 KVMBOX_RECIPE := $(addprefix tests/kvmbox/,box.py box_init initramfs_init launcher)
 
-.PHONY: help setup build kernels demo test lint bench fuzz soak clean
+.PHONY: help setup build kernels demo test lint bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,7 +22,7 @@ help:
 	@echo 'build   the C parts again, if they changed'
 	@echo 'demo    run an image and show what comes back'
 	@echo 'test    all tests        lint    ruff, mypy, clang-format'
-	@echo 'bench   measurements     fuzz    the parsers and devices     soak    many runs'
+	@echo 'bench   measurements, beside QEMU'
 	@echo 'clean   what was built in this directory; the cache stays'
 
 setup: build/packages.stamp build build/kernels.stamp build/kvmbox.stamp
@@ -66,13 +66,7 @@ test: setup
 	@tests/run.sh
 
 bench: setup
-	@bench/run.sh
-
-fuzz: setup
-	@tests/fuzz.sh
-
-soak: setup
-	@tests/soak.sh
+	@bench/run
 
 lint: build
 	$(VENV)/ruff check .

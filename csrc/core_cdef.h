@@ -22,18 +22,18 @@ enum {
 enum { VM_MARKS = 4 };
 
 struct vm_end {
-	int reason;	      /* VM_END_* */
-	int vcpu;	      /* whose exit ended it */
-	int kvm_exit;	      /* KVM_EXIT_* */
-	int error;	      /* errno of VM_END_ERRNO */
-	uint64_t detail[3];   /* what the exit said: suberror, hardware reason, data */
-	uint64_t time_ns;     /* CLOCK_MONOTONIC */
+	int reason;	    /* VM_END_* */
+	int vcpu;	    /* whose exit ended it */
+	int kvm_exit;	    /* KVM_EXIT_* */
+	int error;	    /* errno of VM_END_ERRNO */
+	uint64_t detail[3]; /* what the exit said: suberror, hardware reason, data */
+	uint64_t time_ns;   /* CLOCK_MONOTONIC */
 };
 
 struct vm_mark {
-	uint64_t time_ns;    /* CLOCK_MONOTONIC; 0 if never reached */
-	uint64_t exits;	     /* to user space, all vCPUs, until then */
-	uint64_t kvm_exits;  /* all KVM exits of vCPU 0 until then, where KVM counts them */
+	uint64_t time_ns;   /* CLOCK_MONOTONIC; 0 if never reached */
+	uint64_t exits;	    /* to user space, all vCPUs, until then */
+	uint64_t kvm_exits; /* all KVM exits of vCPU 0 until then, where KVM counts them */
 };
 
 /* The console's tail, in memory shared with the caller: it outlives a killed worker. */
