@@ -11,8 +11,8 @@ from fcntl import ioctl
 
 from . import boot, cpu, layout
 from .errors import PyvmmError
+from .host import open_kvm
 from .kvm import Kvm
-from .machine import open_kvm
 from .memory import GuestMemory
 from .record import Record
 

@@ -20,7 +20,7 @@ from . import console, plan, results
 from .config import Config
 from .crash import explain
 from .disk import base_disk
-from .errors import DiskError, HostError
+from .host import open_file, open_kvm, open_overlay
 from .launch import WorkerProcess
 from .oci import open_image
 from .results import Result, Session
@@ -42,7 +42,7 @@ class Machine:
         with Machine("image/", ["make", "bench"], vcpus=2) as machine:
             result = machine.wait()
 
-    `Options` (config.py) lists the keyword arguments. Leaving the block ends the VM, however it is
+    `Options` (options.py) lists the keyword arguments. Leaving the block ends the VM, however it is
     left; nothing stays behind. ``progress`` is called with a line when something takes long.
     """
 
@@ -92,10 +92,10 @@ class Machine:
                 base = base_disk(image, config.disk_bytes, progress=self._progress)
             self._times["prepared"] = time.monotonic()
             self._console = console.Console()
-            fds["kernel"] = _open(self._plan.kernel.path)
-            fds["initrd"] = _open(self._plan.initramfs)
-            fds["base"] = _open(base)
-            fds["overlay"] = _overlay(config.disk_bytes)
+            fds["kernel"] = open_file(self._plan.kernel.path)
+            fds["initrd"] = open_file(self._plan.initramfs)
+            fds["base"] = open_file(base)
+            fds["overlay"] = open_overlay(config.disk_bytes)
             if config.console is not None:
                 fds["console"] = os.dup(config.console)
             self._results, guest_end = socketpair()
@@ -263,46 +263,8 @@ def run(
 ) -> Result:
     """Run a program from an OCI image in a microVM of its own and return what it brought back.
 
-    ``command`` replaces the image's command; `Options` (config.py) lists the rest. A program that
+    ``command`` replaces the image's command; `Options` (options.py) lists the rest. A program that
     fails or times out is a Result; PyvmmError means that there was no run to speak of.
     """
     with Machine(image, command, **options) as machine:
         return machine.wait()
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as e:
-        raise HostError(f"cannot open {path}: {e.strerror}") from None
-
-
-def open_kvm() -> int:
-    """Open /dev/kvm, or say in HostError how to get it."""
-    try:
-        return os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
-    except PermissionError:
-        raise HostError(
-            "no permission for /dev/kvm: join its group "
-            "(sudo usermod -aG kvm $USER, then log in again)"
-        ) from None
-    except FileNotFoundError:
-        raise HostError(
-            "no /dev/kvm: load the module (sudo modprobe kvm_intel or kvm_amd), "
-            "or enable virtualisation in the firmware"
-        ) from None
-    except OSError as e:
-        raise HostError(f"cannot open /dev/kvm: {e.strerror}") from None
-
-
-def _overlay(size: int) -> int:
-    """An unnamed sparse file for the run's writes: gone with its last descriptor."""
-    directory = os.environ.get("TMPDIR") or "/var/tmp"
-    try:
-        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        os.ftruncate(fd, size)
-    except OSError as e:
-        raise DiskError(
-            f"cannot make the run's disk in {directory}: {e.strerror} (set TMPDIR)"
-        ) from None
-    return fd
