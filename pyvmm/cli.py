@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .options import Options
     from .results import Result
 
+CONSOLE_LINES = 40  # of it after a crash: a panic and its call trace
+
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``pyvmm``."""
@@ -56,7 +58,7 @@ def say(text: str) -> None:
 def _show_crash(e: GuestError) -> None:
     if e.console:
         print("--- the guest's console ends with:", file=sys.stderr)
-        print("\n".join(e.console.rstrip().splitlines()[-20:]), file=sys.stderr)
+        print("\n".join(e.console.rstrip().splitlines()[-CONSOLE_LINES:]), file=sys.stderr)
     if e.registers:
         print(f"--- registers: {e.registers}", file=sys.stderr)
 
