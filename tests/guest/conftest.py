@@ -7,6 +7,7 @@ images that make_images.py makes in build/guest-images.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,19 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session", params=["minimal", "stock"])
 def kernel(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def limit() -> Iterator[None]:
+    """No test may wait for ever, whatever it calls."""
+
+    def fail(_number: int, _frame: object) -> None:
+        pytest.fail("ten minutes are over")
+
+    signal.signal(signal.SIGALRM, fail)
+    signal.alarm(600)
+    yield
+    signal.alarm(0)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from pyvmm.oci import open_image
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "build" / "guest-images"
+HANG = ROOT / "build" / "guest-hang.txt"
 RUN_LIMIT = 180.0  # seconds; above what pyvmm itself allows for a boot
 EVENT_LIMIT = 2.0  # seconds from what ends a VM to the end of the command
 
@@ -136,6 +137,7 @@ class Running:
                 report.append(f"--- worker {pid} {' '.join(words)}")
         self.process.kill()
         self.process.wait()
+        HANG.write_text("\n".join(report))  # should the whole box be next
         pytest.fail("\n".join(report))
 
     def text(self) -> str:
