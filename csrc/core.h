@@ -19,8 +19,7 @@
 
 #include "core_cdef.h"
 
-#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
-#define MIN(a, b)     ((a) < (b) ? (a) : (b))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
 
 /* The guest's physical addresses that C must know; pyvmm/layout.py has the whole map. */
 #define MMIO_BASE   0xc0001000u
@@ -115,12 +114,10 @@ struct virtio_dev {
 	pthread_mutex_t lock;
 	uint64_t features, driver_features;
 	uint32_t features_sel, driver_features_sel, queue_sel, status;
-	_Atomic uint32_t isr; /* read and acknowledged by vCPUs without the lock */
+	uint8_t *page; /* the registers as the guest reads them */
 	int irq_fd;
 	struct virtq vq[VIRTIO_MAX_QUEUES];
 	struct virtio_queue_event kick[VIRTIO_MAX_QUEUES];
-	const void *config;
-	size_t config_len;
 };
 
 int virtio_register(struct vm *vm, struct virtio_dev *dev, const struct virtio_ops *ops,
@@ -166,6 +163,7 @@ struct vm {
 	struct memory_region memory[VM_MAX_MEMORY];
 	unsigned n_memory;
 	struct virtio_dev *devices[VM_MAX_DEVICES];
+	uint8_t *registers; /* a page a device */
 	unsigned n_devices;
 	struct serial serial;
 	struct vcpu *vcpus[VM_MAX_VCPUS];

@@ -56,6 +56,9 @@ int vm_add_blk(struct vm *vm, int base_fd, int overlay_fd, uint64_t size, bool r
 int vm_add_rng(struct vm *vm);
 int vm_add_vsock(struct vm *vm, uint64_t guest_cid);
 int vm_device_queues(struct vm *vm, int slot);
+
+/* The devices' register pages, slot by slot: what the guest reads there, kept up to date. */
+void *vm_registers(struct vm *vm);
 int vm_wire_device(struct vm *vm, int slot, int irq_fd, const int *kick_fds);
 
 /* Offer host port `port` to the guest, once: its connection becomes the stream socket fd, which is

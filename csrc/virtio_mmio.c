@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * virtio over MMIO, version 2 (Virtio 1.2 §4.2). A device's registers are one page; a kick is an
- * ioeventfd at QueueNotify and never comes here, an interrupt is an edge through an irqfd.
+ * virtio over MMIO, version 2 (Virtio 1.2 §4.2). A device's registers are one page, which the guest
+ * has mapped read-only: reading is no exit, and a write comes here, changes the device and renews
+ * the page. A kick is an ioeventfd at QueueNotify and never comes here, an interrupt is an edge
+ * through an irqfd. Its acknowledgement goes into an ioeventfd that nobody reads: each line has one
+ * device and is an edge, so that an interrupt status that stays set misleads nobody.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -54,11 +57,34 @@ bool virtio_running(const struct virtio_dev *dev)
 	return (dev->status & (on | STATUS_DEVICE_NEEDS_RESET)) == on;
 }
 
+static uint32_t *isr(struct virtio_dev *dev)
+{
+	return (uint32_t *)(void *)(dev->page + REG_INTERRUPT_STATUS);
+}
+
+static void publish(struct virtio_dev *dev, uint32_t reg, uint32_t value)
+{
+	__atomic_store_n((uint32_t *)(void *)(dev->page + reg), value, __ATOMIC_RELEASE);
+}
+
+/* Renew the registers that depend on the selectors and on what the driver wrote. */
+static void virtio_publish(struct virtio_dev *dev)
+{
+	const struct virtq *vq =
+		dev->queue_sel < dev->ops->n_queues ? &dev->vq[dev->queue_sel] : NULL;
+	uint64_t features = dev->features_sel > 1 ? 0 : dev->features >> (32 * dev->features_sel);
+
+	publish(dev, REG_DEVICE_FEATURES, (uint32_t)features);
+	publish(dev, REG_QUEUE_NUM_MAX, vq ? VQ_SIZE : 0);
+	publish(dev, REG_QUEUE_READY, vq && vq->ready);
+	publish(dev, REG_STATUS, dev->status);
+}
+
 static void virtio_interrupt(struct virtio_dev *dev, uint32_t cause)
 {
 	uint64_t one = 1;
 
-	atomic_fetch_or(&dev->isr, cause);
+	__atomic_fetch_or(isr(dev), cause, __ATOMIC_SEQ_CST);
 	if (write(dev->irq_fd, &one, sizeof(one)) < 0)
 		return; /* an eventfd at its maximum is an interrupt that is pending anyway */
 }
@@ -74,6 +100,7 @@ void virtio_notify(struct virtio_dev *dev, struct virtq *vq)
 void virtio_break(struct virtio_dev *dev)
 {
 	dev->status |= STATUS_DEVICE_NEEDS_RESET;
+	virtio_publish(dev);
 	virtio_interrupt(dev, ISR_CONFIG);
 }
 
@@ -100,7 +127,7 @@ static void virtio_reset(struct virtio_dev *dev)
 	dev->status = 0;
 	dev->driver_features = 0;
 	dev->features_sel = dev->driver_features_sel = dev->queue_sel = 0;
-	atomic_store(&dev->isr, 0);
+	publish(dev, REG_INTERRUPT_STATUS, 0);
 	memset(dev->vq, 0, sizeof(dev->vq));
 }
 
@@ -199,88 +226,58 @@ static void virtio_write(struct virtio_dev *dev, uint32_t reg, uint32_t value)
 	}
 }
 
-static uint32_t virtio_read(struct virtio_dev *dev, uint32_t reg)
-{
-	bool queue = dev->queue_sel < dev->ops->n_queues;
-
-	switch (reg) {
-	case REG_MAGIC:
-		return 0x74726976;
-	case REG_VERSION:
-		return 2;
-	case REG_DEVICE_ID:
-		return dev->ops->id;
-	case REG_VENDOR_ID:
-		return VENDOR_ID;
-	case REG_DEVICE_FEATURES:
-		return dev->features_sel > 1
-			       ? 0
-			       : (uint32_t)(dev->features >> (32 * dev->features_sel));
-	case REG_QUEUE_NUM_MAX:
-		return queue ? VQ_SIZE : 0;
-	case REG_QUEUE_READY:
-		return queue && dev->vq[dev->queue_sel].ready;
-	case REG_STATUS:
-		return dev->status;
-	default:
-		/* §4.2.2: a shared memory region that does not exist has length and base -1. */
-		return reg >= REG_SHM_LEN_LOW && reg <= REG_SHM_BASE_HIGH ? 0xffffffffu : 0;
-	}
-}
-
 void vm_mmio(struct vm *vm, uint64_t addr, uint8_t *data, uint32_t len, bool write)
 {
 	uint64_t slot = (addr - MMIO_BASE) / MMIO_STRIDE;
 	uint32_t reg = (addr - MMIO_BASE) % MMIO_STRIDE;
 	struct virtio_dev *dev;
-	uint32_t value = 0;
+	uint32_t value;
 
-	if (!write)
-		memset(data, 0xff, len);
-	if (addr < MMIO_BASE || slot >= vm->n_devices)
+	if (addr < MMIO_BASE || slot >= vm->n_devices || reg + len > MMIO_STRIDE) {
+		if (!write)
+			memset(data, 0xff, len);
 		return;
+	}
 	dev = vm->devices[slot];
-	if (reg >= REG_CONFIG) {
-		/* No device of ours has a configuration field that a driver may write. */
-		size_t at = reg - REG_CONFIG;
-
-		if (!write && at + len <= dev->config_len)
-			memcpy(data, (const uint8_t *)dev->config + at, len);
+	if (!write) {
+		memcpy(data, dev->page + reg, len);
 		return;
 	}
-	if (len != 4 || reg % 4)
-		return; /* §4.2.2.2: 32-bit aligned accesses only */
-	if (write)
-		memcpy(&value, data, 4);
-
-	/* The two of every interrupt: without the lock, which a long request may hold. */
-	if (reg == REG_INTERRUPT_STATUS && !write) {
-		value = atomic_load(&dev->isr);
-	} else if (reg == REG_INTERRUPT_ACK && write) {
-		atomic_fetch_and(&dev->isr, ~value);
-	} else {
-		pthread_mutex_lock(&dev->lock);
-		if (write)
-			virtio_write(dev, reg, value);
-		else
-			value = virtio_read(dev, reg);
-		pthread_mutex_unlock(&dev->lock);
+	/* §4.2.2.2: 32-bit aligned accesses only. No configuration field of ours is writable. */
+	if (len != 4 || reg % 4 || reg >= REG_CONFIG)
+		return;
+	memcpy(&value, data, 4);
+	if (reg == REG_INTERRUPT_ACK) {
+		/* Without the lock, which a long request may hold. */
+		__atomic_fetch_and(isr(dev), ~value, __ATOMIC_SEQ_CST);
+		return;
 	}
-	if (!write)
-		memcpy(data, &value, 4);
+	pthread_mutex_lock(&dev->lock);
+	virtio_write(dev, reg, value);
+	virtio_publish(dev);
+	pthread_mutex_unlock(&dev->lock);
 }
 
 /* Put the device in the next slot; returns the slot. The device is freed with the VM from then. */
 int virtio_register(struct vm *vm, struct virtio_dev *dev, const struct virtio_ops *ops,
 		    uint64_t features, const void *config, size_t config_len)
 {
-	if (vm->n_devices == VM_MAX_DEVICES)
+	if (vm->n_devices == VM_MAX_DEVICES || REG_CONFIG + config_len > MMIO_STRIDE)
 		return -ENOSPC;
 	dev->vm = vm;
 	dev->ops = ops;
 	dev->features = features | VIRTIO_COMMON_FEATURES;
-	dev->config = config;
-	dev->config_len = config_len;
+	dev->page = vm->registers + vm->n_devices * MMIO_STRIDE;
+	publish(dev, REG_MAGIC, 0x74726976);
+	publish(dev, REG_VERSION, 2);
+	publish(dev, REG_DEVICE_ID, ops->id);
+	publish(dev, REG_VENDOR_ID, VENDOR_ID);
+	/* §4.2.2: a shared memory region that does not exist has length and base -1. */
+	memset(dev->page + REG_SHM_LEN_LOW, 0xff, REG_SHM_BASE_HIGH + 4 - REG_SHM_LEN_LOW);
+	memset(dev->page + REG_CONFIG, 0xff, MMIO_STRIDE - REG_CONFIG);
+	if (config_len)
+		memcpy(dev->page + REG_CONFIG, config, config_len);
+	virtio_publish(dev);
 	dev->irq_fd = -1;
 	pthread_mutex_init(&dev->lock, NULL);
 	for (unsigned q = 0; q < VIRTIO_MAX_QUEUES; q++)

@@ -33,7 +33,9 @@ struct vm *vm_new(void)
 	pthread_mutex_init(&vm->serial.lock, NULL);
 	vm->serial.irq_fd = vm->serial.out_fd = -1;
 	vm->wake.fd = -1;
-	if (loop_init(vm) || vm->done_fd < 0) {
+	vm->registers = mmap(NULL, VM_MAX_DEVICES * MMIO_STRIDE, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (vm->registers == MAP_FAILED || loop_init(vm) || vm->done_fd < 0) {
 		vm_free(vm);
 		return NULL;
 	}
@@ -55,6 +57,8 @@ void vm_free(struct vm *vm)
 			dev->ops->reset(dev);
 		dev->ops->free(dev);
 	}
+	if (vm->registers != MAP_FAILED)
+		munmap(vm->registers, VM_MAX_DEVICES * MMIO_STRIDE);
 	if (vm->wake.fd >= 0)
 		close(vm->wake.fd);
 	if (vm->epoll_fd >= 0)
@@ -70,6 +74,11 @@ int vm_add_memory(struct vm *vm, uint64_t gpa, uint64_t size, void *host)
 		return -ENOSPC;
 	vm->memory[vm->n_memory++] = (struct memory_region){gpa, size, host};
 	return 0;
+}
+
+void *vm_registers(struct vm *vm)
+{
+	return vm->registers;
 }
 
 int vm_done_fd(struct vm *vm)

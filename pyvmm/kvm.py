@@ -47,6 +47,7 @@ CAPABILITIES = {
     "IRQFD": 32,
     "PIT2": 33,
     "IOEVENTFD": 36,
+    "READONLY_MEM": 81,
     "IMMEDIATE_EXIT": 136,
 }
 CAP_MAX_VCPUS = 66
@@ -54,6 +55,7 @@ CAP_TSC_DEADLINE_TIMER = 72
 CAP_BINARY_STATS_FD = 203
 
 IOEVENTFD_DATAMATCH = 1
+MEM_READONLY = 2
 PIT_SPEAKER_DUMMY = 1
 
 
@@ -109,13 +111,14 @@ class Vm:
         if lib.ioctl(self.fd, SET_TSS_ADDR, ffi.cast("unsigned long", tss)) < 0:
             raise OSError(ffi.errno, os.strerror(ffi.errno))
 
-    def set_memory(self, slot: int, gpa: int, size: int, address: int) -> None:
-        ioctl(self.fd, SET_USER_MEMORY_REGION, struct.pack("<IIQQQ", slot, 0, gpa, size, address))
+    def set_memory(self, slot: int, gpa: int, size: int, address: int, flags: int = 0) -> None:
+        region = struct.pack("<IIQQQ", slot, flags, gpa, size, address)
+        ioctl(self.fd, SET_USER_MEMORY_REGION, region)
 
-    def ioeventfd(self, fd: int, address: int, value: int) -> None:
-        """Signal ``fd`` when the guest writes the 32-bit ``value`` to ``address``."""
-        request = struct.pack("<QQIiI36x", value, address, 4, fd, IOEVENTFD_DATAMATCH)
-        ioctl(self.fd, IOEVENTFD, request)
+    def ioeventfd(self, fd: int, address: int, value: int | None) -> None:
+        """Signal ``fd`` when the guest writes 32 bits (None: any) to ``address``."""
+        flags = 0 if value is None else IOEVENTFD_DATAMATCH
+        ioctl(self.fd, IOEVENTFD, struct.pack("<QQIiI36x", value or 0, address, 4, fd, flags))
 
     def irqfd(self, fd: int, gsi: int) -> None:
         ioctl(self.fd, IRQFD, struct.pack("<III20x", fd, gsi, 0))

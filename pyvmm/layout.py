@@ -52,6 +52,10 @@ PORT_SERIAL = 0x3F8
 PORT_MARK = 0x600
 PORT_RESET = 0x604
 
+# Registers of a virtio-mmio device that KVM itself takes (Virtio 1.2 §4.2.2)
+QUEUE_NOTIFY = 0x50
+INTERRUPT_ACK = 0x64
+
 GSI_SERIAL = 4
 GSI_DEVICES = 5
 

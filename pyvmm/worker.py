@@ -21,7 +21,7 @@ from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET, socket
 from . import boot, cpu, layout
 from ._core import ffi, lib
 from .errors import HostError, PyvmmError
-from .kvm import CAP_BINARY_STATS_FD, Kvm, Vcpu
+from .kvm import CAP_BINARY_STATS_FD, MEM_READONLY, Kvm, Vcpu
 from .memory import GuestMemory
 
 TYPE_CHECKING = False
@@ -115,13 +115,20 @@ class Worker:
             lib.vm_add_vsock(self.core, self.spec["cid"]),
             lib.vm_add_rng(self.core),
         ]
+        nobody = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         for slot in slots:
             address, gsi = layout.device(check(slot))
+            self.vm.ioeventfd(nobody, address + layout.INTERRUPT_ACK, None)
             kicks = []
             for queue in range(lib.vm_device_queues(self.core, slot)):
                 kicks.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-                self.vm.ioeventfd(kicks[-1], address + 0x50, queue)
+                self.vm.ioeventfd(kicks[-1], address + layout.QUEUE_NOTIFY, queue)
             check(lib.vm_wire_device(self.core, slot, self._irq(gsi), kicks))
+        registers = int(ffi.cast("uintptr_t", lib.vm_registers(self.core)))
+        size = len(slots) * layout.MMIO_STRIDE
+        self.vm.set_memory(
+            len(self.memory.regions), layout.MMIO_BASE, size, registers, MEM_READONLY
+        )
         check(lib.vm_offer_port(self.core, slots[1], self.spec["port"], fds["results"]))
 
     def _add_vcpus(self, kvm: Kvm) -> list[Vcpu]:
