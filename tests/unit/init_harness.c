@@ -16,6 +16,12 @@ void host_open_ports(void)
 		sys_exit_group(99);
 	for (int fd = HOST_FD; fd <= MARK_FD; fd++)
 		sys_fcntl(fd, F_SETFD, FD_CLOEXEC);
+	/* A kernel starts init with no signal ignored; who started this may have. */
+	for (int number = 1; number <= 64; number++) {
+		unsigned long default_action[4] = {0};
+
+		sys_call(__NR_rt_sigaction, number, (long)default_action, 0, 8, 0, 0);
+	}
 }
 
 void host_drop_ports(void)
