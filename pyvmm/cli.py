@@ -255,7 +255,7 @@ def _doctor(a: argparse.Namespace) -> int:
         return 1 if reason else 0
     failed = False
     for check in doctor.checks():
-        failed |= bool(check.trouble)
+        failed |= bool(check.trouble) and check.needed
         print(f"✗ {check.name}: {check.trouble}" if check.trouble else f"✓ {check.name}")
         if check.trouble and check.mend:
             print(f"    mend: {check.mend}")

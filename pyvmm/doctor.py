@@ -75,6 +75,7 @@ class Check(Record):
     name: str
     trouble: str = ""
     mend: str = ""
+    needed: bool = True
 
 
 def checks() -> Iterator[Check]:
@@ -84,6 +85,7 @@ def checks() -> Iterator[Check]:
         yield Check("KVM", reason)
     except PyvmmError as e:
         yield Check("KVM", str(e))
+    yield _extensions()
     yield _kernels()
     yield _directory(os.environ.get("TMPDIR") or "/var/tmp")
     tools = [t for t in ("flex", "bison", "bc", "make", "gcc") if not shutil.which(t)]
@@ -91,7 +93,16 @@ def checks() -> Iterator[Check]:
         "kernel build",
         f"missing: {', '.join(tools)} (only for `pyvmm kernel build`)" if tools else "",
         f"sudo apt-get install {' '.join(tools)} libelf-dev",
+        needed=False,
     )
+
+
+def _extensions() -> Check:
+    try:
+        from . import _ext4  # noqa: F401
+    except ImportError as e:
+        return Check("ext4 writer", str(e), "sudo apt-get install libext2fs2 libarchive13")
+    return Check("ext4 writer")
 
 
 def _kernels() -> Check:
@@ -99,7 +110,7 @@ def _kernels() -> Check:
 
     if kernel.installed():
         return Check("guest kernel")
-    return Check("guest kernel", "none in the cache yet", "pyvmm kernel fetch")
+    return Check("guest kernel", "none in the cache yet", "pyvmm kernel fetch", needed=False)
 
 
 def _directory(path: str) -> Check:
