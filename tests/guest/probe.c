@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <sys/io.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -49,6 +50,7 @@ static int flood(unsigned mib)
 		_exit(0);
 	}
 	stream(1, 0x2545f4914f6cdd1d, mib);
+	wait(NULL); /* or init ends the other half with us */
 	return 0;
 }
 
