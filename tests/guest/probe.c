@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <sys/io.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
