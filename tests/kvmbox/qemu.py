@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import fcntl
 import os
 import selectors
@@ -31,6 +32,7 @@ FLAGS = shlex.split(
     "-M q35 -accel tcg,thread=single,tb-size=512 -cpu max,-erms,-fsrm -smp 1"
     " -nodefaults -no-user-config -nographic -no-reboot"
 )
+PULSE_S = 1.0
 POWER_OFF_S = 15.0  # from the command's exit code to QEMU's end
 
 
@@ -100,7 +102,7 @@ def run(arguments: list[str], script: str, timeout: float) -> int:
     with tempfile.TemporaryDirectory(prefix="kvmbox-") as directory:
         console = Path(directory, "console")
         console.touch()
-        pairs = [socket.socketpair() for _ in range(3)]
+        pairs = [socket.socketpair() for _ in range(4)]
         arguments = [*arguments, "-serial", f"file:{console}", *kernel_line()]
         arguments += ["-device", "virtio-serial-pci"]
         for index, (_, theirs) in enumerate(pairs):
@@ -114,10 +116,11 @@ def run(arguments: list[str], script: str, timeout: float) -> int:
         )
         for _, theirs in pairs:
             theirs.close()
-        out, err, control = (ours for ours, _ in pairs)
+        out, err, control, pulse = (ours for ours, _ in pairs)
+        pulse.setblocking(False)
         try:
             control.sendall(base64.b64encode(script.encode()) + b"\n")
-            return relay(out, err, control, time.monotonic() + timeout)
+            return relay(out, err, control, pulse, time.monotonic() + timeout)
         except BoxError as error:
             said = console.read_text(errors="replace").replace("\x1b", "").splitlines()
             lines = (f"{error}; its console:", *said[-TAIL_LINES:])
@@ -125,13 +128,25 @@ def run(arguments: list[str], script: str, timeout: float) -> int:
         finally:
             qemu.kill()
             qemu.wait()
-            for end in (out, err, control):
+            for end in (out, err, control, pulse):
                 end.close()
 
 
-def relay(out: socket.socket, err: socket.socket, control: socket.socket, deadline: float) -> int:
-    """Copy both outputs until QEMU has ended, and return the exit code that came by then."""
+def relay(
+    out: socket.socket,
+    err: socket.socket,
+    control: socket.socket,
+    pulse: socket.socket,
+    deadline: float,
+) -> int:
+    """Copy both outputs until QEMU has ended, and return the exit code that came by then.
+
+    The pulse is a byte a second into the box. Now and then QEMU's software CPU loses the timer
+    interrupt of a CPU that runs guests, and then sleeps for ever; any other interrupt wakes it.
+    (Seen once in some hundred guests: QEMU idle, its CPU halted, and one byte let it go on.)
+    """
     answer = b""
+    pulsed = 0.0
     with selectors.DefaultSelector() as waiting:
         for end, target in ((out, 1), (err, 2), (control, None)):
             waiting.register(end, selectors.EVENT_READ, target)
@@ -141,7 +156,11 @@ def relay(out: socket.socket, err: socket.socket, control: socket.socket, deadli
                 if answer.endswith(b"\n"):
                     break
                 raise BoxError("timed out", TIMED_OUT)
-            for key, _ in waiting.select(left):
+            if time.monotonic() - pulsed >= PULSE_S:
+                pulsed = time.monotonic()
+                with contextlib.suppress(OSError):
+                    pulse.send(b".")
+            for key, _ in waiting.select(min(left, PULSE_S)):
                 data = os.read(key.fd, 65536)
                 if not data:
                     waiting.unregister(key.fileobj)
