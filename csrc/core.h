@@ -151,6 +151,7 @@ struct vcpu {
 	size_t run_size;
 	pthread_t thread;
 	bool started;
+	int host_cpu; /* -1: where the thread that starts it may run */
 	uint64_t exits[VM_EXIT_KINDS];
 };
 

@@ -65,7 +65,13 @@ int vm_wire_device(struct vm *vm, int slot, int irq_fd, const int *kick_fds);
  * the core's from then: closed with the connection, at the latest in vm_free(). */
 int vm_offer_port(struct vm *vm, int slot, uint32_t port, int fd);
 
+/* Have [host, host + size) come from this NUMA node and no other. Before it is touched. */
+int vm_bind_memory(void *host, uint64_t size, uint32_t node);
+
 int vm_add_vcpu(struct vm *vm, int fd, uint64_t run_size, int stats_fd, uint64_t stats_offset);
+
+/* Run a vCPU on this host CPU and no other; without it, its thread may run where its maker may. */
+int vm_pin_vcpu(struct vm *vm, uint32_t index, uint32_t host_cpu);
 int vm_start(struct vm *vm);
 int vm_done_fd(struct vm *vm);
 void vm_stop(struct vm *vm);

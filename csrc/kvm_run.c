@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <linux/kvm.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -185,7 +186,8 @@ int vm_add_vcpu(struct vm *vm, int fd, uint64_t run_size, int stats_fd, uint64_t
 			   .fd = fd,
 			   .stats_fd = stats_fd,
 			   .stats_offset = stats_offset,
-			   .run_size = run_size};
+			   .run_size = run_size,
+			   .host_cpu = -1};
 	v->run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (v->run == MAP_FAILED) {
 		free(v);
@@ -193,6 +195,35 @@ int vm_add_vcpu(struct vm *vm, int fd, uint64_t run_size, int stats_fd, uint64_t
 	}
 	vm->vcpus[vm->n_vcpus++] = v;
 	return 0;
+}
+
+int vm_pin_vcpu(struct vm *vm, uint32_t index, uint32_t host_cpu)
+{
+	if (index >= vm->n_vcpus || host_cpu >= CPU_SETSIZE)
+		return -EINVAL;
+	vm->vcpus[index]->host_cpu = (int)host_cpu;
+	return 0;
+}
+
+/* A pinned thread is made with its affinity: it never runs, and touches nothing, anywhere else. */
+static int vcpu_start(struct vcpu *v)
+{
+	pthread_attr_t attributes;
+	cpu_set_t cpus;
+	int r = pthread_attr_init(&attributes);
+
+	if (r)
+		return -r;
+	if (v->host_cpu >= 0) {
+		CPU_ZERO(&cpus);
+		CPU_SET((size_t)v->host_cpu, &cpus);
+		r = pthread_attr_setaffinity_np(&attributes, sizeof(cpus), &cpus);
+	}
+	if (!r)
+		r = pthread_create(&v->thread, &attributes, vcpu_thread, v);
+	v->started = !r;
+	pthread_attr_destroy(&attributes);
+	return -r;
 }
 
 int vm_start(struct vm *vm)
@@ -207,10 +238,9 @@ int vm_start(struct vm *vm)
 	vm->io_started = true;
 	vm->start_ns = now_ns();
 	for (unsigned i = 0; i < vm->n_vcpus; i++) {
-		r = pthread_create(&vm->vcpus[i]->thread, NULL, vcpu_thread, vm->vcpus[i]);
+		r = vcpu_start(vm->vcpus[i]);
 		if (r)
-			return -r;
-		vm->vcpus[i]->started = true;
+			return r;
 	}
 	return 0;
 }

@@ -3,14 +3,18 @@
  * The machine as a whole: made by Python piece by piece, started, ended once, freed.
  */
 #include <errno.h>
+#include <linux/mempolicy.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "core.h"
+
+#define MAX_NODES 1024 /* as the kernel's CONFIG_NODES_SHIFT allows at most */
 
 void *vm_memory_at(struct vm *vm, uint64_t gpa, uint64_t len)
 {
@@ -74,6 +78,18 @@ int vm_add_memory(struct vm *vm, uint64_t gpa, uint64_t size, void *host)
 		return -ENOSPC;
 	vm->memory[vm->n_memory++] = (struct memory_region){gpa, size, host};
 	return 0;
+}
+
+int vm_bind_memory(void *host, uint64_t size, uint32_t node)
+{
+	const unsigned bits = 8 * sizeof(unsigned long);
+	unsigned long mask[MAX_NODES / (8 * sizeof(unsigned long))] = {0};
+
+	if (node >= MAX_NODES)
+		return -EINVAL;
+	mask[node / bits] = 1ul << node % bits;
+	/* The kernel takes one bit less than it is told of. glibc has no mbind: libnuma does. */
+	return syscall(SYS_mbind, host, size, MPOL_BIND, mask, MAX_NODES + 1ul, 0u) ? -errno : 0;
 }
 
 void *vm_registers(struct vm *vm)

@@ -79,9 +79,11 @@ class Guest:
         vcpus: int = 1,
         irqchip: bool = True,
         entry: int | None = None,
+        **placement: object,
     ) -> None:
         """Without ``irqchip`` every vCPU starts at once; with it all but the first wait for a
         start-up interrupt. ``entry``: where, if not at the code.
+        ``placement``: GuestMemory's.
         """
         kvm = Kvm(kvm_fd)
         self.fds: list[int] = []
@@ -91,7 +93,7 @@ class Guest:
         if irqchip:
             self.vm.set_tss(layout.IDENTITY_MAP, layout.TSS)
             self.vm.create_irqchip()
-        self.memory = GuestMemory(size)
+        self.memory = GuestMemory(size, **placement)
         self.memory.map_into(self.vm)
         for region in self.memory.regions:
             host = ffi.cast("void *", region.address)
@@ -138,6 +140,7 @@ class Guest:
 
     def __exit__(self, *exc: object) -> None:
         lib.vm_free(self.core)
+        self.memory.regions.clear()  # a failed test keeps this object, and must not keep huge pages
         for fd in self.fds:
             os.close(fd)
 
