@@ -145,12 +145,12 @@ def place_initrd(memory: int, segments: list[list[int]], size: int, kernel: str)
     Raises KernelError if kernel, initramfs and a little to live on do not fit.
     """
     top = min(memory, layout.HOLE)
-    address = (top - size) & ~(layout.PAGE - 1)
     end = max(paddr + memsz for _, _, paddr, memsz in segments)
-    if address < end + FREE_AFTER_KERNEL:
-        need = end + FREE_AFTER_KERNEL + size
+    need = -(-(end + FREE_AFTER_KERNEL + size) >> 20)  # in MiB, so that what is named is the limit
+    if top < need << 20:
+        amount = f"{memory} bytes" if memory & (1 << 20) - 1 else f"{memory >> 20} MiB"
         raise KernelError(
-            f"memory of {memory >> 20} MiB is too small for kernel {kernel}: "
-            f"it needs at least {(need >> 20) + 1}M (--memory)"
+            f"memory of {amount} is too small for kernel {kernel}: "
+            f"it needs at least {need}M (--memory)"
         )
-    return address
+    return (top - size) & ~(layout.PAGE - 1)

@@ -173,15 +173,30 @@ class TestPlaceInitrd:
             (64 * MiB, 4097, 64 * MiB - 8192),
             (64 * MiB, 1, 64 * MiB - 4096),
             (8 * GiB, 1 * MiB, 3 * GiB - 1 * MiB),
+            (64 * MiB + 4096, 4096, 64 * MiB),
+            (3 * GiB + 4096, 4096, 3 * GiB - 4096),
             (29 * MiB, 1 * MiB, 28 * MiB),
         ],
     )
     def test_at_the_end_of_low_memory(self, memory, size, address):
         assert self.place(memory, size) == address
 
-    def test_too_little_memory_says_how_much_is_needed(self):
-        with pytest.raises(KernelError, match=r"28 MiB is too small for kernel k: .* 30M"):
-            self.place(28 * MiB, 1 * MiB)
+    @pytest.mark.parametrize(
+        ("size", "least"), [(1, 29), (1 * MiB, 29), (1 * MiB + 1, 30), (2 * MiB, 30)]
+    )
+    def test_too_little_memory_says_how_much_is_enough(self, size, least):
+        self.place(least * MiB, size)
+        for memory, amount in (
+            (least * MiB - 4096, f"{least * MiB - 4096} bytes"),
+            (1 * MiB, "1 MiB"),
+            (4096, "4096 bytes"),
+        ):
+            with pytest.raises(KernelError) as caught:
+                self.place(memory, size)
+            assert str(caught.value) == (
+                f"memory of {amount} is too small for kernel k: "
+                f"it needs at least {least}M (--memory)"
+            )
 
 
 class TestGuestMemory:
