@@ -70,6 +70,8 @@ def _adjust(leaf: Leaf, index: int, vcpus: int, deadline: bool, last: int) -> Le
         eax = max(eax, last)  # the highest leaf of the hypervisor's
     elif function == 0x80000008:
         ecx = ecx & ~0xF0FF | _core_bits(vcpus) << 12 | (vcpus - 1)
+    elif function == 0x8000001D:  # as leaf 4: level 3 is everybody's, the others are each core's
+        eax = eax & 0x3FFF | (vcpus - 1 if eax >> 5 & 7 >= 3 else 0) << 14
     elif function == 0x8000001E:
         eax, ebx, ecx = index, index, 0
     return function, sub, flags, eax, ebx, ecx, edx

@@ -25,6 +25,10 @@ CANNED = [
     (0x40000001, 0, 0, 0x01007EFB, 0, 0, 0),
     (0x40000010, 0, 0, 1, 2, 3, 4),
     (0x80000008, 0, 0, 0x3039, 0x0111ED205, 0x400F, 0),
+    (0x8000001D, 0, 1, 0x4121, 0x01C0003F, 0x3F, 0),
+    (0x8000001D, 2, 1, 0x4143, 0x01C0003F, 0x3FF, 2),
+    (0x8000001D, 3, 1, 0x3C163, 0x03C0003F, 0x7FFF, 1),
+    (0x8000001D, 4, 1, 0, 0, 0, 0),
     (0x8000001E, 0, 0, 7, 0x107, 0x303, 0),
 ]
 TSC_KHZ = 2_400_000
@@ -64,6 +68,13 @@ class TestTopology:
         assert table[4, 3][0] == 0x163 | (vcpus - 1) << 14 | cores << 26
         assert table[4, 4] == (0, 0, 0, 0)
         assert table[4, 0][1:] == (0x02C0003F, 0x3F, 0)
+
+    def test_amd_caches(self, vcpus, index):
+        table = leaves(vcpus, index)
+        assert table[0x8000001D, 0] == (0x121, 0x01C0003F, 0x3F, 0)
+        assert table[0x8000001D, 2][0] == 0x143  # nor level 2
+        assert table[0x8000001D, 3][0] == 0x163 | (vcpus - 1) << 14
+        assert table[0x8000001D, 4] == (0, 0, 0, 0)
 
     def test_amd_core_count(self, vcpus, index):
         table = leaves(vcpus, index)
