@@ -75,7 +75,10 @@ LOW = [(0, 0x9FC00, 1), (0x9FC00, 0x60400, 2)]
     ("memory", "high"),
     [
         (512 * MiB, [(MiB, 511 * MiB, 1)]),
+        (64 * MiB + 4096, [(MiB, 63 * MiB + 4096, 1)]),
+        (3 * GiB - 4096, [(MiB, 3 * GiB - MiB - 4096, 1)]),
         (3 * GiB, [(MiB, 3 * GiB - MiB, 1)]),
+        (3 * GiB + 4096, [(MiB, 3 * GiB - MiB, 1), (4 * GiB, 4096, 1)]),
         (5 * GiB, [(MiB, 3 * GiB - MiB, 1), (4 * GiB, 2 * GiB, 1)]),
     ],
 )
