@@ -104,8 +104,10 @@ def parse_size(value: int | str, name: str) -> int:
             raise UsageError(f"{name} {value!r}: write a size as 512M or 2G")
         unit = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2].upper()]
         value = int(float(match[1]) * (1 << unit))
-    if value <= 0 or value % 4096 or value > 1 << 46:
+    if value <= 0 or value % 4096:
         raise UsageError(f"{name} of {value} bytes: must be a positive multiple of 4096")
+    if value > 1 << 46:
+        raise UsageError(f"{name} of {value} bytes: at most 64T")
     return value
 
 

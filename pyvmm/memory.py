@@ -58,7 +58,15 @@ class GuestMemory:
     def map_into(self, vm: Vm) -> None:
         """Give the VM its memory slots."""
         for slot, region in enumerate(self.regions):
-            vm.set_memory(slot, region.gpa, region.size, region.address)
+            try:
+                vm.set_memory(slot, region.gpa, region.size, region.address)
+            except OSError as e:
+                # KVM's word for a slot of 8 TiB, and for addresses that the CPU has no bits for.
+                if e.errno != errno.EINVAL:
+                    raise
+                raise HostError(
+                    f"memory of {self.size >> 20} MiB: more than KVM can address on this host"
+                ) from None
 
     def _at(self, gpa: int, length: int) -> memoryview:
         for region in self.regions:
