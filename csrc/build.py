@@ -20,11 +20,23 @@ SOURCES = [
 here = Path(__file__).parent
 ffi = FFI()
 ffi.cdef((here / "core_cdef.h").read_text())
-# Two system calls that Python's own wrappers do not reach (64-bit ioctl arguments, prctl at all).
-ffi.cdef("int ioctl(int fd, unsigned long request, ...); int prctl(int option, ...);")
+# What Python's own wrappers do not reach: 64-bit ioctl arguments, prctl, the environment's memory.
+ffi.cdef(
+    "int ioctl(int fd, unsigned long request, ...); int prctl(int option, ...);"
+    "void wipe_environment(void);"
+)
+WIPE = """
+static void wipe_environment(void)
+{
+	for (char **at = environ; *at; at++)
+		explicit_bzero(*at, strlen(*at));
+	*environ = NULL;
+}
+"""
 ffi.set_source(
     "pyvmm._core",
-    '#include <sys/ioctl.h>\n#include <sys/prctl.h>\n#include "core.h"',
+    "#include <string.h>\n#include <sys/ioctl.h>\n#include <sys/prctl.h>\n#include <unistd.h>\n"
+    '#include "core.h"\n' + WIPE,
     sources=[f"csrc/{name}" for name in SOURCES],
     depends=["csrc/core.h", "csrc/core_cdef.h", "csrc/virtio_vsock.h"],
     include_dirs=["csrc"],

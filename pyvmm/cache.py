@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 
-def cache_dir(*parts: str) -> Path:
+def cache_dir(*parts: str) -> str:
     """Return (and make) a directory under the cache, e.g. ``cache_dir("kernels")``."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = Path(root, "pyvmm", *parts)
-    path.mkdir(parents=True, exist_ok=True)
+    path = os.path.join(root, "pyvmm", *parts)
+    os.makedirs(path, exist_ok=True)
     return path

@@ -6,19 +6,21 @@ Exit codes: the program's own; 124 timed out, 125 pyvmm failed, 126 cannot execu
 
 from __future__ import annotations
 
-import argparse
 import os
-import signal
 import sys
-from collections.abc import Sequence
+from _signal import SIGPIPE, SIGTERM, signal
 
 from . import __version__
+from .arguments import Command, Help, Option, parse
 from .errors import GuestError, PyvmmError, UsageError
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
+    from .arguments import Values
+    from .kernel import Kernel
     from .options import Options
     from .results import Result
 
@@ -27,24 +29,35 @@ CONSOLE_LINES = 40  # of it after a crash: a panic and its call trace
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``pyvmm``."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    arguments = parser().parse_args(words)
-    signal.signal(signal.SIGTERM, _terminated)
+    signal(SIGTERM, _terminated)
     try:
-        code = arguments.function(arguments)
+        code = _command(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except PyvmmError as e:
         say(str(e))
         if isinstance(e, GuestError):
             _show_crash(e)
         code = e.exit_code
+    except SystemExit as e:  # SIGTERM's
+        code = e.code if isinstance(e.code, int) else 1
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
-        # Whoever read our output has gone; a flush at exit would only complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 128 + signal.SIGPIPE
-    sys.exit(code)
+        code = 128 + SIGPIPE
+    # All is closed and flushed: taking the interpreter down would cost as much as it did to start.
+    os._exit(code)
+
+
+def _command(words: list[str]) -> int:
+    if words[:1] == ["--version"]:
+        print(f"pyvmm {__version__}")
+        return 0
+    try:
+        command, values = parse("pyvmm", COMMANDS, words)
+    except Help as text:
+        print(text)
+        return 0
+    return command.function(values)
 
 
 def _terminated(number: int, _frame: object) -> NoReturn:
@@ -63,59 +76,8 @@ def _show_crash(e: GuestError) -> None:
         print(f"--- registers: {e.registers}", file=sys.stderr)
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse asks the terminal for its width at every argument, and imports shutil for that."""
-
-    def _get_formatter(self) -> argparse.HelpFormatter:
-        return argparse.HelpFormatter(self.prog, width=96)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The whole grammar."""
-    top = Parser(prog="pyvmm", description="Run an OCI image as a microVM.")
-    top.add_argument("--version", action="version", version=f"pyvmm {__version__}")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-    _run_parser(commands.add_parser("run", help="run a program from an image"))
-    _kernel_parser(commands.add_parser("kernel", help="guest kernels: fetch, build, list, path"))
-    doctor = commands.add_parser("doctor", help="say what this host lacks, and the mend")
-    doctor.add_argument(
-        "--kvm-linux", action="store_true", help="only: exit 0 if KVM here can run Linux, else 1"
-    )
-    doctor.set_defaults(function=_doctor)
-    return top
-
-
-def _run_parser(p: argparse.ArgumentParser) -> None:
-    add = p.add_argument
-    add("--image", required=True, metavar="PATH", help="OCI layout, OCI or `docker save` archive")
-    add("--vcpus", type=int, default=1, metavar="N", help="virtual CPUs (default 1)")
-    add("--memory", default="512M", metavar="SIZE", help="guest RAM (default 512M)")
-    add("--disk", default="1G", metavar="SIZE", help="root disk (default 1G)")
-    add("--timeout", type=float, default=300, metavar="SECONDS",
-        help="for the program, from its start; 0: none (default 300)")  # fmt: skip
-    add("--env", action="append", default=[], metavar="K=V", help="K alone takes the host's value")
-    add("--workdir", metavar="DIR")
-    add("--user", metavar="USER[:GROUP]")
-    add("--hostname", default="pyvmm", metavar="NAME")
-    add("--entrypoint", metavar="PROGRAM", help="replaces the image's entry point and command")
-    add("--output", action="append", default=[], metavar="GUEST_PATH[:HOST_PATH]",
-        help="file to bring back (default: to its name, here)")  # fmt: skip
-    add("--max-output", default="256M", metavar="SIZE",
-        help="keep at most that of each output file, and with --json of each stream")  # fmt: skip
-    add("--json", metavar="FILE", help="write the whole Result; - is stdout")
-    add("--privileged", action="store_true", help="leave the program its rights in the guest")
-    add("--kernel", metavar="PATH|stock|minimal")
-    add("--entry", choices=("linux64", "pvh"), default="linux64", help="how the kernel is entered")
-    add("--console", action="store_true", help="show the guest's console on stderr, live")
-    add("--cmdline-extra", default="", metavar="WORDS", help="for the kernel's command line")
-    add("--phases", action="store_true", help="show where the time went, on stderr")
-    add("--dry-run", action="store_true", help="show what would run, without /dev/kvm")
-    add("command", nargs=argparse.REMAINDER, metavar="-- command …")
-    p.set_defaults(function=_run)
-
-
-def _run(a: argparse.Namespace) -> int:
-    command = a.command[1:] if a.command[:1] == ["--"] else a.command
+def _run(a: Values) -> int:
+    command = a.words
     outputs = dict(_output(word) for word in a.output)
     options: Options = {
         "entrypoint": [a.entrypoint] if a.entrypoint else None,
@@ -137,17 +99,20 @@ def _run(a: argparse.Namespace) -> int:
     }
     if a.dry_run:
         return _dry_run(a.image, command or None, options)
+    from .launch import server
+
+    server.fork()
     if not a.json:
         options["on_stdout"] = _writer(1)
         options["on_stderr"] = _writer(2)
-    from .machine import Machine
+    from .machine import Machine  # while the server starts
 
     with Machine(a.image, command or None, progress=say, **options) as machine:
         result = machine.wait()
     return _deliver(result, outputs, a)
 
 
-def _deliver(result: Result, outputs: dict[str, str], a: argparse.Namespace) -> int:
+def _deliver(result: Result, outputs: dict[str, str], a: Values) -> int:
     for path, data in result.files.items():
         try:
             with open(outputs[path], "wb") as file:
@@ -216,36 +181,41 @@ def _output(word: str) -> tuple[str, str]:
     return guest, host
 
 
-def _kernel_parser(p: argparse.ArgumentParser) -> None:
-    commands = p.add_subparsers(required=True, metavar="COMMAND")
-    for name, text in (
-        ("fetch", "get Debian's cloud kernel (no root needed)"),
-        ("build", "build pyvmm's minimal kernel (about ten minutes on two cores)"),
-        ("list", "what is in the cache"),
-        ("path", "where a kernel's vmlinux is"),
-    ):
-        command = commands.add_parser(name, help=text)
-        if name == "path":
-            command.add_argument("name", nargs="?", metavar="stock|minimal|PATH")
-        command.set_defaults(function=_kernel, verb=name)
-
-
-def _kernel(a: argparse.Namespace) -> int:
+def _kernel_fetch(_: Values) -> int:
     from . import kernel
 
-    if a.verb == "list":
-        for found in kernel.installed():
-            print(f"{found.name}\t{found.version}\t{found.path}")
-        return 0
-    if a.verb == "path":
-        print(kernel.find(a.name, progress=say).path)
-        return 0
-    made = kernel.fetch(progress=say) if a.verb == "fetch" else kernel.build(progress=say)
+    return _ready(kernel.fetch(progress=say))
+
+
+def _kernel_build(_: Values) -> int:
+    from . import kernel
+
+    return _ready(kernel.build(progress=say))
+
+
+def _ready(made: Kernel) -> int:
     say(f"kernel {made.name} {made.version} is ready")
     return 0
 
 
-def _doctor(a: argparse.Namespace) -> int:
+def _kernel_list(_: Values) -> int:
+    from . import kernel
+
+    for found in kernel.installed():
+        print(f"{found.name}\t{found.version}\t{found.path}")
+    return 0
+
+
+def _kernel_path(a: Values) -> int:
+    from . import kernel
+
+    if len(a.words) > 1:
+        raise UsageError(f"{a.words[1]!r} is too much: one kernel at a time")
+    print(kernel.find(a.words[0] if a.words else None, progress=say).path)
+    return 0
+
+
+def _doctor(a: Values) -> int:
     from . import doctor
 
     if a.kvm_linux:
@@ -260,3 +230,52 @@ def _doctor(a: argparse.Namespace) -> int:
         if check.trouble and check.mend:
             print(f"    mend: {check.mend}")
     return 1 if failed else 0
+
+
+COMMANDS = (
+    Command(
+        "run",
+        "Run a program from an image.",
+        _run,
+        (
+            Option("--image", "PATH", "OCI layout, OCI or `docker save` archive", required=True),
+            Option("--vcpus", "N", "virtual CPUs (default 1)", 1, int),
+            Option("--memory", "SIZE", "guest RAM (default 512M)", "512M"),
+            Option("--disk", "SIZE", "root disk (default 1G)", "1G"),
+            Option("--timeout", "SECONDS", "for the program, from its start; 0: none (default 300)",
+                   300.0, float),
+            Option("--env", "K=V", "K alone takes the host's value", many=True),
+            Option("--workdir", "DIR", "where the program starts; made if absent"),
+            Option("--user", "USER[:GROUP]", "of the image's own /etc/passwd, or numbers"),
+            Option("--hostname", "NAME", "the guest's name (default pyvmm)", "pyvmm"),
+            Option("--entrypoint", "PROGRAM", "replaces the image's entry point and command"),
+            Option("--output", "GUEST[:HOST]", "file to bring back (default: to its name, here)",
+                   many=True),
+            Option("--max-output", "SIZE",
+                   "of each output file, and with --json of each stream (default 256M)", "256M"),
+            Option("--json", "FILE", "write the whole Result; - is stdout"),
+            Option("--privileged", "", "leave the program its rights in the guest", False),
+            Option("--kernel", "KERNEL", "minimal, stock or a file (default: minimal if built)"),
+            Option("--entry", "HOW", "linux64 (default) or pvh: how the kernel is entered",
+                   "linux64", choices=("linux64", "pvh")),
+            Option("--console", "", "show the guest's console on stderr, live", False),
+            Option("--cmdline-extra", "WORDS", "for the kernel's command line", ""),
+            Option("--phases", "", "show where the time went, on stderr", False),
+            Option("--dry-run", "", "show what would run, without /dev/kvm", False),
+        ),
+        words="[--] [program …]",
+        rest=True,
+    ),
+    Command("kernel fetch", "Get Debian's cloud kernel (no root needed).", _kernel_fetch),
+    Command("kernel build", "Build pyvmm's minimal kernel (about ten minutes on two cores).",
+            _kernel_build),
+    Command("kernel list", "What is in the cache.", _kernel_list),
+    Command("kernel path", "Where a kernel's vmlinux is.", _kernel_path,
+            words="[minimal|stock|PATH]"),
+    Command(
+        "doctor",
+        "Say what this host lacks, and the mend.",
+        _doctor,
+        (Option("--kvm-linux", "", "only: exit 0 if KVM here can run Linux, else 1", False),),
+    ),
+)  # fmt: skip

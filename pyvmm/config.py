@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from .errors import ImageError, UsageError
 from .record import Record, field
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from .oci import ImageConfig
     from .options import Entry, Sink
 
@@ -22,7 +21,7 @@ MAX_VCPUS = 64
 class Config(Record):
     """A checked configuration. Raises UsageError for what cannot be meant."""
 
-    image: str | Path
+    image: str | os.PathLike[str]
     """An OCI layout directory, an OCI archive or a ``docker save`` archive."""
     command: Sequence[str] | None = None
     """Replaces the image's command (its entry point stays, as with Docker)."""
@@ -99,11 +98,14 @@ class Config(Record):
 def parse_size(value: int | str, name: str) -> int:
     """Bytes from ``4096``, ``"64M"``, ``"1.5G"``; a positive multiple of 4096, or UsageError."""
     if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
-        if not match:
+        text = value.strip().upper()
+        text = text.removesuffix("IB") if text.endswith("IB") else text.removesuffix("B")
+        shift = "KMGT".find(text[-1:]) * 10 + 10 if text[-1:] in tuple("KMGT") else 0
+        number = text[:-1] if shift else text
+        whole, dot, part = number.partition(".")
+        if not (number.isascii() and whole.isdecimal() and part.isdecimal() == bool(dot)):
             raise UsageError(f"{name} {value!r}: write a size as 512M or 2G")
-        unit = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2].upper()]
-        value = int(float(match[1]) * (1 << unit))
+        value = int(float(number) * (1 << shift))
     if value <= 0 or value % 4096:
         raise UsageError(f"{name} of {value} bytes: must be a positive multiple of 4096")
     if value > 1 << 46:

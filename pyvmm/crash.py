@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 
 from .errors import GuestError, HostError, PyvmmError
 
@@ -35,6 +34,8 @@ def explain(report: dict[str, Any], console: str, otherwise: str) -> PyvmmError:
 
 
 def _reason(report: dict[str, Any], console: str, otherwise: str) -> str:
+    import re  # runs end well, mostly
+
     end = report.get("end")
     panic = re.search(r"Kernel panic - not syncing: (.*)", console)
     if panic and re.search(r"out of memory|deadlocked on memory", panic[1], re.IGNORECASE):

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 from pyvmm.cache import cache_dir
 from pyvmm.errors import DiskError
-from pyvmm.oci import Image
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.oci import Image
 
 FORMAT = 1  # raise it whenever the same image would give other bytes
 _BLOCK = 4096
 
 
-def base_disk(image: Image, size: int, *, progress: Callable[[str], object] | None = None) -> Path:
+def base_disk(image: Image, size: int, *, progress: Callable[[str], object] | None = None) -> str:
     """Return the path of the ext4 disk that holds ``image``, made now if it is not there yet.
 
     ``size`` is the disk's in bytes, rounded down to whole 4 KiB blocks; the file is sparse. The
@@ -28,8 +31,8 @@ def base_disk(image: Image, size: int, *, progress: Callable[[str], object] | No
     """
     size -= size % _BLOCK
     name = f"{image.digest.replace(':', '-')}-{size}-v{FORMAT}.ext4"
-    path = cache_dir("disks") / name
-    if not path.exists():
+    path = os.path.join(cache_dir("disks"), name)
+    if not os.path.exists(path):
         from pyvmm.disk_writer import write  # here: a cached disk needs none of it
 
         try:
@@ -39,29 +42,30 @@ def base_disk(image: Image, size: int, *, progress: Callable[[str], object] | No
     return path
 
 
-def _make_once(path: Path, make: Callable[[Path], None]) -> None:
+def _make_once(path: str, make: Callable[[str], None]) -> None:
     """Let one process at a time make a part file, which becomes ``path`` when it is complete.
 
     A process that is killed leaves its part file without a lock, and the next one takes it over.
     """
-    part = path.with_name(f"{path.name}.part")
-    while not path.exists():
-        with part.open("ab") as file:
+    part = f"{path}.part"
+    while not os.path.exists(path):
+        with open(part, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_file_at(file.fileno(), part):  # whom we waited for renamed or removed it
                 continue
             try:
-                if not path.exists():
+                if not os.path.exists(path):
                     make(part)
                     os.fchmod(file.fileno(), 0o444)
                     os.fsync(file.fileno())
-                    part.rename(path)
+                    os.rename(part, path)
             finally:
-                part.unlink(missing_ok=True)
+                if os.path.exists(part):
+                    os.unlink(part)
 
 
-def _is_file_at(descriptor: int, path: Path) -> bool:
+def _is_file_at(descriptor: int, path: str) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -15,7 +14,7 @@ from pyvmm.oci import Image, Layer
 from pyvmm.oci.stream import uncompressed
 
 
-def write(image: Image, size: int, path: Path, progress: Callable[[str], object]) -> None:
+def write(image: Image, size: int, path: str, progress: Callable[[str], object]) -> None:
     """Make the file ``path`` the ext4 disk of ``image``. Raises ImageError and DiskError."""
     os.truncate(path, 0)
     os.truncate(path, size)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from .errors import DiskError, HostError
 
 
-def open_file(path: Path) -> int:
+def open_file(path: str) -> int:
     """Open a file to read."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

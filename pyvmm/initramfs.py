@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from pyvmm.cache import cache_dir
 from pyvmm.kernel.store import Kernel, identity
 from pyvmm.record import Record
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 
 class Entry(Record):
@@ -41,7 +43,7 @@ def cpio(entries: Iterable[Entry]) -> bytes:
     return bytes(out)
 
 
-def build(init: bytes, modules: Sequence[Path] = ()) -> bytes:
+def build(init: bytes, modules: Sequence[bytes] = ()) -> bytes:
     """Return the initramfs: /init, /dev/console, the mount point /root, /modules/00.ko and on."""
     entries = [
         Entry("/dev", stat.S_IFDIR | 0o755),
@@ -51,19 +53,25 @@ def build(init: bytes, modules: Sequence[Path] = ()) -> bytes:
         Entry("/modules", stat.S_IFDIR | 0o755),
     ]
     entries += [
-        Entry(f"/modules/{index:02}.ko", stat.S_IFREG | 0o644, module.read_bytes())
+        Entry(f"/modules/{index:02}.ko", stat.S_IFREG | 0o644, module)
         for index, module in enumerate(modules)
     ]
     return cpio(entries)
 
 
-def initramfs_for(kernel: Kernel, init: Path) -> Path:
+def initramfs_for(kernel: Kernel, init: str) -> str:
     """Return a file with the initramfs of ``kernel`` and ``init``, made if the cache has none."""
     # Modules lie in the directory that the store keeps for one build of one kernel.
-    modules = kernel.modules[0].parent.parent.name if kernel.modules else "none"
-    path = cache_dir("initramfs") / f"{modules}-{identity(init)}.cpio"
-    if not path.exists():
-        fresh = path.with_name(f".{path.name}-{os.getpid()}")
-        fresh.write_bytes(build(init.read_bytes(), kernel.modules))
-        fresh.replace(path)
+    modules = kernel.modules[0].split("/")[-3] if kernel.modules else "none"
+    path = os.path.join(cache_dir("initramfs"), f"{modules}-{identity(init)}.cpio")
+    if not os.path.exists(path):
+        fresh = f"{path}.{os.getpid()}.part"
+        with open(fresh, "wb") as file:
+            file.write(build(_content(init), [_content(module) for module in kernel.modules]))
+        os.replace(fresh, path)
     return path
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()

@@ -1,71 +1,147 @@
-"""The worker process, from the caller's side: started, told, heard, reaped."""
+"""The worker process, from the caller's side: asked for, told, heard, ended."""
 
 from __future__ import annotations
 
-import json
 import marshal
 import os
 import select
-import signal
 import struct
 import sys
-from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socketpair
-from _thread import get_native_id
+from _signal import SIGKILL, pidfd_send_signal
+from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socketpair
+from _thread import allocate_lock
 
-import _cffi_backend
+from .errors import HostError
+from .quick_json import loads
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
+    from _socket import socket
     from typing import Any
 
 REPORT_GRACE = 10.0  # seconds for the worker to report after it was told to stop
 MAX_REPORT = 1 << 20
-NAME = "pyvmm-worker"  # in /proc/PID/cmdline, for people
 
 
-def _start() -> str:
-    """The worker's program. Without site (-S): it costs more than all that the worker imports."""
-    package, backend = os.path.dirname(__file__), _cffi_backend.__file__
-    paths = [os.path.dirname(package), os.path.dirname(backend)]
-    return f"import sys; sys.path += {paths!r}; from pyvmm.worker import main; main()"
+class Server:
+    """The process that makes workers (server.py): one for each caller, as long as that lives."""
+
+    def __init__(self) -> None:
+        self._requests: socket | None = None
+        self._log = -1
+        self._lock = allocate_lock()
+
+    def fork(self) -> None:
+        """Make it by fork, sooner than by exec. For a process with one thread and nothing to hide
+        but its environment, which the server wipes from its memory.
+        """
+        self._requests, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        self._log = os.memfd_create("pyvmm-server-log")
+        if os.fork():
+            theirs.close()
+            return
+        try:
+            self._requests.close()
+            null = os.open(os.devnull, os.O_RDONLY)
+            for fd, number in ((null, 0), (self._log, 1), (self._log, 2)):
+                os.dup2(fd, number)
+            from . import server, wipe
+
+            wipe.environment()
+            server.main(theirs.fileno())
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        os._exit(0)
+
+    def _spawn(self) -> None:
+        """Make it by exec, with nothing of ours in its memory."""
+        self._requests, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        self._log = os.memfd_create("pyvmm-server-log")
+        import _cffi_backend
+
+        package, backend = os.path.dirname(__file__), os.path.dirname(_cffi_backend.__file__)
+        paths = [os.path.dirname(package), backend]
+        # Without site (-S): it costs more than all that the server imports.
+        script = f"import sys; sys.path += {paths!r}; from pyvmm.server import main; main(3)"
+        with_ours = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, self._log, 1),
+            (os.POSIX_SPAWN_DUP2, self._log, 2),
+            (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
+        ]
+        words = [sys.executable, "-I", "-S", "-c", script]
+        os.posix_spawn(sys.executable, words, {}, file_actions=with_ours)
+        theirs.close()
+
+    def request(self, *fds: int) -> None:
+        """Ask for a worker with these descriptors."""
+        rights = [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
+        with self._lock:
+            if self._requests:
+                try:
+                    self._requests.sendmsg([b"worker"], rights)
+                    return
+                except OSError:  # somebody has killed it
+                    self._requests.close()
+                    os.close(self._log)
+            self._spawn()
+            assert self._requests
+            self._requests.sendmsg([b"worker"], rights)
+
+    def last_words(self) -> str:
+        return _text(self._log)
+
+
+server = Server()
 
 
 class WorkerProcess:
-    """A started worker (worker.py). It is told what to run by assign()."""
+    """A worker (worker.py). It is told what to run by assign()."""
 
     def __init__(self) -> None:
-        self.control, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        self.control, control = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        self._life, life = socketpair(AF_UNIX, SOCK_SEQPACKET)
         self._log = os.memfd_create("pyvmm-worker-log")
-        self.pid: int | None = None
-        self._status = 0
+        self._pidfd = -1
+        self._pid: int | None = None
+        self._status: int | None = None
+        self._over = False  # it has reported, or is gone
         try:
-            self.pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-I", "-S", "-c", _start(), NAME],
-                {},
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, self._log, 1),
-                    (os.POSIX_SPAWN_DUP2, self._log, 2),
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
-                ],
-                setsigdef=[signal.SIGTERM, signal.SIGPIPE],
-                setsigmask=[signal.SIGINT],  # the terminal's ^C is for the caller
-            )
+            server.request(control.fileno(), self._log, life.fileno())
         finally:
-            theirs.close()
+            control.close()
+            life.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None if it is over, or could not be made."""
+        self._meet()
+        return None if self._over else self._pid
+
+    def _meet(self) -> None:
+        """Take the server's first answer."""
+        if self._pidfd >= 0 or self._over:
+            return
+        message, ancillary, _, _ = self._life.recvmsg(4, CMSG_SPACE(4))
+        if not message:
+            self._over = True
+            return
+        (number,) = struct.unpack("i", message)
+        if number < 0:
+            self._over = True
+            raise HostError(f"cannot start a process for the VM: {os.strerror(-number)}")
+        ((_, _, rights),) = ancillary
+        self._pid = number
+        (self._pidfd,) = struct.unpack("i", rights)
 
     def assign(self, spec: dict[str, Any], fds: dict[str, int]) -> None:
         """Hand over what to run. ``fds`` stay the caller's; the worker has its own copies."""
-        # The kernel ties PDEATHSIG to the thread that made the worker: only the main one is sure
-        # to live as long as the process. End of file on the socket covers the rest.
-        main = get_native_id() == os.getpid()
-        spec = spec | {"fds": list(fds), "parent": os.getpid() if main else 0}
+        spec = spec | {"fds": list(fds)}
+        rights = struct.pack(f"{len(fds)}i", *fds.values())
         try:
-            rights = struct.pack(f"{len(fds)}i", *fds.values())
             self.control.sendmsg([marshal.dumps(spec)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
         except BrokenPipeError:
-            pass  # it died at once: wait() and died() will tell
+            pass  # it died at once: report() and died() will tell
 
     def stop(self) -> None:
         """Tell it to end the VM and report."""
@@ -75,16 +151,16 @@ class WorkerProcess:
             pass  # it has ended by itself; its report waits in the socket
 
     def report(self) -> dict[str, Any]:
-        """Its report, after stop() or an end of its own; empty if it died without one. Reaps it."""
+        """Its report, after stop() or an end of its own; empty if it died without one."""
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         message = b""
         if poll.poll(REPORT_GRACE * 1000):
             message = self._receive()
-        else:
+        if not message:
             self.kill()
-        self._reap()
-        report = json.loads(message or b"{}")
+        self._over = True
+        report = loads(message or b"{}")
         assert isinstance(report, dict)
         return report
 
@@ -100,30 +176,42 @@ class WorkerProcess:
 
     def died(self) -> str:
         """How it ended without a report, in words."""
-        if os.WIFSIGNALED(self._status):
-            number = os.WTERMSIG(self._status)
-            return f"worker killed by signal {number} ({signal.strsignal(number)})"
-        log = os.pread(self._log, 1 << 16, 0).decode("utf-8", "replace").strip()
-        return f"worker failed: {log.splitlines()[-1] if log else 'no report'}"
+        status = self._status
+        if status is not None and os.WIFSIGNALED(status):
+            from signal import strsignal
 
-    def _reap(self) -> None:
-        if self.pid is None:
-            return
-        try:
-            self._status = os.waitpid(self.pid, 0)[1]
-        except ChildProcessError:
-            pass  # somebody in this process waits for every child
-        self.pid = None
+            number = os.WTERMSIG(status)
+            return f"worker killed by signal {number} ({strsignal(number)})"
+        said = _text(self._log) or (server.last_words() if status is None else "")
+        return f"worker failed: {said.splitlines()[-1] if said else 'no report'}"
 
     def kill(self) -> None:
-        """End it at once."""
-        if self.pid is not None:
-            os.kill(self.pid, signal.SIGKILL)
-            self._reap()
+        """End it at once, and wait until it is gone; one that has reported is left to itself."""
+        self._meet()
+        if self._over:
+            return
+        try:
+            pidfd_send_signal(self._pidfd, SIGKILL)
+        except ProcessLookupError:
+            pass  # it is gone
+        message = self._life.recv(4)
+        self._status = struct.unpack("i", message)[0] if message else None
+        self._over = True
 
     def close(self) -> None:
-        self.kill()
-        self.control.close()
-        if self._log >= 0:
+        """kill(), and let go of everything."""
+        if self._log < 0:
+            return
+        try:
+            self.kill()
+        finally:
+            self.control.close()
+            self._life.close()
             os.close(self._log)
             self._log = -1
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+
+
+def _text(log: int) -> str:
+    return os.pread(log, 1 << 16, 0).decode("utf-8", "replace").strip() if log >= 0 else ""

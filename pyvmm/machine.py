@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import struct
 import time
+from _signal import SIGKILL
 from _socket import socket, socketpair
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from . import console, plan, results
 from .config import Config
@@ -27,6 +25,7 @@ from .results import Result, Session
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from typing import Any, Self, Unpack
 
     from .options import Options
@@ -48,7 +47,7 @@ class Machine:
 
     def __init__(
         self,
-        image: str | Path,
+        image: str | os.PathLike[str],
         command: Sequence[str] | None = None,
         *,
         progress: Callable[[str], object] | None = None,
@@ -199,7 +198,7 @@ class Machine:
                 return False
             # Kill the program, not yet the VM: the agent still reports usage and outputs.
             session.result.timed_out = True
-            self._outgoing += results.frame(results.KILL, struct.pack("<I", signal.SIGKILL))
+            self._outgoing += results.frame(results.KILL, struct.pack("<I", SIGKILL))
             phase, deadline = "killed", now + KILL_GRACE
         return True
 
@@ -259,7 +258,7 @@ class Machine:
 
 
 def run(
-    image: str | Path, command: Sequence[str] | None = None, **options: Unpack[Options]
+    image: str | os.PathLike[str], command: Sequence[str] | None = None, **options: Unpack[Options]
 ) -> Result:
     """Run a program from an OCI image in a microVM of its own and return what it brought back.
 

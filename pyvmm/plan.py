@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from . import initramfs, kernel, layout
 from .config import Config, environment, host_cpus, program
@@ -31,7 +31,7 @@ CMDLINE = [
     "8250.nr_uarts=1",
     "cryptomgr.notests",
 ]
-INIT = Path(__file__).parent / "_data" / "init"
+INIT = os.path.join(os.path.dirname(__file__), "_data", "init")
 
 
 class Program(Record):
@@ -47,7 +47,7 @@ class Plan(Record):
     """One run, decided. ``spec`` is the plain data that the worker gets."""
 
     kernel: kernel.Kernel
-    initramfs: Path
+    initramfs: str
     program: Program
     spec: dict[str, Any]
     warnings: list[str]
@@ -82,7 +82,7 @@ def make(config: Config, image: Image, progress: Any = None) -> Plan:
         raise KernelError(f"kernel {found.name} has no PVH entry: use --entry linux64")
     archive = initramfs.initramfs_for(found, INIT)
     segments = [[s.offset, s.filesz, s.paddr, s.memsz] for s in found.segments]
-    size = archive.stat().st_size
+    size = os.stat(archive).st_size
     where = place_initrd(config.memory_bytes, segments, size, found.name)
     spec = {
         "vcpus": config.vcpus,

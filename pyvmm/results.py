@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import binascii
-import json
 import os
 import struct
-from collections.abc import Sequence
 
 from .errors import GuestError
 from .record import Record, field
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 VERSION = 1
@@ -81,6 +79,8 @@ class Result(Record):
 
     def to_json(self) -> str:
         """All of it; bytes as text where they are UTF-8, else as ``{"base64": …}``."""
+        import json
+
         return json.dumps(vars(self), default=_plain, indent=2)
 
 
@@ -91,6 +91,8 @@ def _plain(value: Any) -> Any:
     try:
         return value.decode()
     except UnicodeDecodeError:
+        import binascii
+
         return {"base64": binascii.b2a_base64(value, newline=False).decode()}
 
 

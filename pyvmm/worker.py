@@ -1,4 +1,4 @@
-"""The VM's own process, started by launch.py.
+"""The VM's own process, forked by server.py.
 
 Over the socket on descriptor 3 it gets one message, the specification and every descriptor that the
 VM needs, and from then opens nothing by path. It answers with one report when the VM has ended, and
@@ -23,14 +23,14 @@ from ._core import ffi, lib
 from .errors import HostError, PyvmmError
 from .kvm import CAP_BINARY_STATS_FD, MEM_READONLY, Kvm, Vcpu
 from .memory import GuestMemory
+from .quick_json import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 CONTROL = 3
-PR_SET_PDEATHSIG = 1
-SIGKILL = 9
+NAME = "pyvmm-worker"
 MAX_SPEC = 1 << 20
 MAX_FDS = 16
 END_NAMES = ("none", "reset", "crash", "unknown", "errno", "stopped")
@@ -50,10 +50,6 @@ def main() -> None:
         if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)
         for (fd,) in struct.iter_unpack("i", data)
     ]
-    if spec["parent"]:
-        lib.prctl(PR_SET_PDEATHSIG, ffi.cast("unsigned long", SIGKILL))
-        if os.getppid() != spec["parent"]:
-            return
     try:
         report = Worker(spec, dict(zip(spec["fds"], fds, strict=True))).run(control)
     except PyvmmError as e:
@@ -61,10 +57,8 @@ def main() -> None:
     except OSError as e:
         why = f"KVM: {e.strerror} (errno {e.errno})"
         report = {"end": "failed", "error": "HostError", "message": why}
-    import json
-
     try:
-        control.sendall(json.dumps(report).encode())
+        control.sendall(dumps(report).encode())
     except BrokenPipeError:
         return  # the caller has gone: nobody to tell
 
@@ -146,8 +140,6 @@ class Worker:
     def run(self, control: socket) -> dict[str, Any]:
         """Start the guest, wait for its end or the caller's word, and report."""
         check(lib.vm_start(self.core))
-        import json  # noqa: F401 - now, while the guest boots: the report needs it
-
         poll = select.poll()
         poll.register(lib.vm_done_fd(self.core), select.POLLIN)
         poll.register(control, select.POLLIN)

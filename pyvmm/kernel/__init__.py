@@ -7,16 +7,18 @@ files is imported only when it is needed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 from pyvmm.cache import cache_dir
 from pyvmm.errors import KernelError
 from pyvmm.kernel.store import Kernel, Segment, identity, load
 
-__all__ = ["Kernel", "Segment", "build", "fetch", "find", "installed"]
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-Progress = Callable[[str], None]
+    Progress = Callable[[str], None]
+
+__all__ = ["Kernel", "Segment", "build", "fetch", "find", "installed"]
 
 
 def find(spec: str | None = None, *, progress: Progress | None = None) -> Kernel:
@@ -29,20 +31,20 @@ def find(spec: str | None = None, *, progress: Progress | None = None) -> Kernel
     """
     root = cache_dir("kernels")
     if spec in (None, "minimal"):
-        if (kernel := load(root / "minimal", "minimal")) is not None:
+        if (kernel := load(os.path.join(root, "minimal"), "minimal")) is not None:
             return kernel
         if spec is not None:
             raise KernelError("the minimal kernel is not built yet: run `pyvmm kernel build`")
         spec = "stock"
     if spec == "stock":
-        return load(root / "stock", "stock") or fetch(progress=progress)
+        return load(os.path.join(root, "stock"), "stock") or fetch(progress=progress)
     assert spec is not None
-    path = Path(os.path.realpath(spec))
+    path = os.path.realpath(spec)
     try:
         key = f"file-{identity(path)}"
     except OSError as error:
         raise KernelError(f"kernel {spec}: {error.strerror}") from error
-    return load(root / key, spec) or _adopt(path, spec, key)
+    return load(os.path.join(root, key), spec) or _adopt(path, spec, key)
 
 
 def fetch(*, progress: Progress | None = None) -> Kernel:
@@ -62,16 +64,17 @@ def build(*, progress: Progress | None = None, jobs: int | None = None) -> Kerne
 def installed() -> list[Kernel]:
     """Return the named kernels that the cache has, the one that runs by default first."""
     root = cache_dir("kernels")
-    kernels = (load(root / name, name) for name in ("minimal", "stock"))
+    kernels = (load(os.path.join(root, name), name) for name in ("minimal", "stock"))
     return [kernel for kernel in kernels if kernel is not None]
 
 
-def _adopt(path: Path, spec: str, key: str) -> Kernel:
+def _adopt(path: str, spec: str, key: str) -> Kernel:
     """Read a kernel file for the first time."""
-    from pyvmm.kernel import bzimage, elf, store
+    from pyvmm.kernel import bzimage, elf, making
 
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except OSError as error:
         raise KernelError(f"kernel {spec}: {error.strerror}") from error
     packed = bzimage.is_bzimage(data[:0x250])
@@ -82,12 +85,12 @@ def _adopt(path: Path, spec: str, key: str) -> Kernel:
         image = elf.inspect(vmlinux)
     except KernelError as error:
         raise KernelError(f"kernel {spec}: {error}") from error
-    with store.staging() as made:
+    with making.staging() as made:
         if packed:
             (made / "vmlinux").write_bytes(vmlinux)
-        store.save(made, image, "vmlinux" if packed else str(path))
-        store.publish(made, key)
-    kernel = load(cache_dir("kernels") / key, spec)
+        making.save(made, image, "vmlinux" if packed else path)
+        making.publish(made, key)
+    kernel = load(os.path.join(cache_dir("kernels"), key), spec)
     assert kernel is not None
     return kernel
 

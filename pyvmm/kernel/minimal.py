@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pyvmm.cache import cache_dir
 from pyvmm.errors import KernelError
-from pyvmm.kernel import debian, elf, store
+from pyvmm.kernel import debian, elf, making, store
 
 _PACKAGE = "linux-source-6.12"
 _TARBALL = f"usr/src/{_PACKAGE}.tar.xz"
@@ -38,13 +38,13 @@ def build(progress: Callable[[str], None], jobs: int | None = None) -> store.Ker
     fragment = _fragment()
     digest = hashlib.sha256(fragment.encode()).hexdigest()
     key = f"minimal-{_source_version()}-{digest[:16]}"
-    if store.load(cache_dir("kernels") / key, "minimal") is None:
+    if store.load(os.path.join(cache_dir("kernels"), key), "minimal") is None:
         _make(key, fragment, progress, jobs or len(os.sched_getaffinity(0)))
-    return store.select("minimal", key)
+    return making.select("minimal", key)
 
 
 def _make(key: str, fragment: str, progress: Callable[[str], None], jobs: int) -> None:
-    with store.staging() as work, store.staging() as made:
+    with making.staging() as work, making.staging() as made:
         source, objects = work / "source", work / "objects"
         source.mkdir()
         objects.mkdir()
@@ -66,8 +66,8 @@ def _make(key: str, fragment: str, progress: Callable[[str], None], jobs: int) -
         vmlinux = made / "vmlinux"
         _run("strip", "--strip-debug", "-o", vmlinux, objects / "vmlinux")
         shutil.copy(objects / ".config", made / "config")
-        store.save(made, elf.inspect(vmlinux.read_bytes()), "vmlinux")
-        store.publish(made, key)
+        making.save(made, elf.inspect(vmlinux.read_bytes()), "vmlinux")
+        making.publish(made, key)
 
 
 def check_options(fragment: str, config: str) -> None:
@@ -132,7 +132,7 @@ def _run(*command: str | Path, cwd: Path | None = None) -> str:
         stderr=subprocess.STDOUT,
     )
     if done.returncode:
-        log = cache_dir("kernels") / "build.log"
+        log = Path(cache_dir("kernels"), "build.log")
         log.write_text(done.stdout)
         errors = [line for line in done.stdout.splitlines() if "rror" in line]
         why = errors[0] if errors else f"exit code {done.returncode}"

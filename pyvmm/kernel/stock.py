@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from pyvmm.cache import cache_dir
 from pyvmm.errors import KernelError
-from pyvmm.kernel import bzimage, debian, elf, modules, store
+from pyvmm.kernel import bzimage, debian, elf, making, modules, store
 
 _META = "linux-image-cloud-amd64"
 _MODULES = (
@@ -27,14 +28,14 @@ def fetch(progress: Callable[[str], None]) -> store.Kernel:
     package = debian.dependency(_META, "linux-image-")
     version = debian.archive_name(package).split("_")[1]
     key = f"stock-{version}"
-    if store.load(cache_dir("kernels") / key, "stock") is None:
+    if store.load(os.path.join(cache_dir("kernels"), key), "stock") is None:
         progress(f"downloading {package} {version}")
         _make(package, key, progress)
-    return store.select("stock", key)
+    return making.select("stock", key)
 
 
 def _make(package: str, key: str, progress: Callable[[str], None]) -> None:
-    with store.staging() as unpacked, store.staging() as made:
+    with making.staging() as unpacked, making.staging() as made:
         debian.unpack(package, unpacked)
         progress("unpacking the kernel")
         images = list(unpacked.glob("boot/vmlinuz-*"))
@@ -47,5 +48,5 @@ def _make(package: str, key: str, progress: Callable[[str], None]) -> None:
         (made / "modules").mkdir()
         for name, data in brought.items():
             (made / "modules" / f"{name}.ko").write_bytes(data)
-        store.save(made, image, "vmlinux", [f"modules/{name}.ko" for name in brought])
-        store.publish(made, key)
+        making.save(made, image, "vmlinux", [f"modules/{name}.ko" for name in brought])
+        making.publish(made, key)

@@ -8,19 +8,13 @@ symbolic links to the one in use.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from pyvmm.cache import cache_dir
+from pyvmm.quick_json import loads
 from pyvmm.record import Record
 
-_SIDECAR = "kernel.json"
-_FORMAT = 1  # of the sidecar; another one is as good as none
-_STALE_S = 24 * 3600  # what a killed build left behind
+SIDECAR = "kernel.json"
+FORMAT = 1  # of the sidecar; another one is as good as none
 
 
 class Segment(Record):
@@ -47,7 +41,7 @@ class Kernel(Record):
 
     name: str
     """``minimal``, ``stock``, or the file's path as it was given."""
-    path: Path
+    path: str
     """The uncompressed ELF vmlinux."""
     version: str
     """As ``uname -r`` prints it, from the kernel's banner."""
@@ -58,88 +52,30 @@ class Kernel(Record):
     segments: tuple[Segment, ...]
     acpi: bool
     """Devices are found by ACPI; else by MP table and ``virtio_mmio.device=``."""
-    modules: tuple[Path, ...]
+    modules: tuple[str, ...]
     """To be inserted in this order; empty if all that is needed is built in."""
 
 
-def identity(path: Path) -> str:
+def identity(path: str) -> str:
     """Name a file's present content without reading it: any write changes the change time."""
-    st = path.stat()
+    st = os.stat(path)
     return f"{st.st_dev:x}-{st.st_ino:x}-{st.st_size:x}-{st.st_ctime_ns:x}"
 
 
-def load(directory: Path, name: str) -> Kernel | None:
+def load(directory: str, name: str) -> Kernel | None:
     """Return the kernel that ``directory`` holds, None if it holds none."""
-    directory = Path(os.path.realpath(directory))
+    directory = os.path.realpath(directory)
     try:
-        with open(directory / _SIDECAR, encoding="utf-8") as file:
-            known = json.load(file)
+        with open(os.path.join(directory, SIDECAR), "rb") as file:
+            known = loads(file.read())
     except FileNotFoundError:
         return None
-    if known.pop("format") != _FORMAT:
+    if known.pop("format") != FORMAT:
         return None
     return Kernel(
         name=name,
-        path=directory / known.pop("path"),
+        path=os.path.join(directory, known.pop("path")),
         segments=tuple(Segment(*numbers) for numbers in known.pop("segments")),
-        modules=tuple(directory / module for module in known.pop("modules")),
+        modules=tuple(os.path.join(directory, module) for module in known.pop("modules")),
         **known,
     )
-
-
-def save(directory: Path, image: Image, path: str, modules: Sequence[str] = ()) -> None:
-    """Write the sidecar; ``path`` and ``modules`` are relative to ``directory`` or absolute."""
-    known = {
-        "format": _FORMAT,
-        "path": path,
-        "version": image.version,
-        "entry": image.entry,
-        "pvh_entry": image.pvh_entry,
-        "segments": [[s.offset, s.filesz, s.paddr, s.memsz] for s in image.segments],
-        "acpi": image.acpi,
-        "modules": list(modules),
-    }
-    (directory / _SIDECAR).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def staging() -> Iterator[Path]:
-    """Make a temporary directory in the cache, gone at the end unless it was published."""
-    import shutil
-    import tempfile
-
-    root = cache_dir("kernels")
-    for left in root.glob(".tmp-*"):
-        if left.stat().st_mtime < time.time() - _STALE_S:
-            shutil.rmtree(left, ignore_errors=True)
-    path = Path(tempfile.mkdtemp(prefix=".tmp-", dir=root))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def publish(directory: Path, key: str) -> None:
-    """Give a finished directory its place ``kernels/<key>``.
-
-    Of two processes that make the same kernel at once, the later one replaces the earlier.
-    """
-    import shutil
-
-    place = cache_dir("kernels") / key
-    if place.exists():
-        shutil.rmtree(place)
-    directory.chmod(0o755)  # mkdtemp's is 0700
-    directory.rename(place)
-
-
-def select(name: str, key: str) -> Kernel:
-    """Let ``name`` mean the kernel of ``kernels/<key>`` from now on, and return it."""
-    root = cache_dir("kernels")
-    fresh = root / f".{name}-{os.getpid()}"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(key)
-    fresh.replace(root / name)
-    kernel = load(root / name, name)
-    assert kernel is not None
-    return kernel

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from pyvmm.errors import ImageError
+from pyvmm.quick_json import loads
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
@@ -72,6 +71,6 @@ class Fields:
 def parse(data: bytes, where: str) -> Any:
     """The value of a JSON text."""
     try:
-        return json.loads(data)
+        return loads(data)
     except (ValueError, RecursionError) as error:
         raise ImageError(f"{where}: not valid JSON: {error}") from None

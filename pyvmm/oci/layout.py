@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob, checked_digest
 from pyvmm.oci.config import Configuration, read_configuration
@@ -11,6 +9,10 @@ from pyvmm.oci.fields import DOCUMENT_MAX, Fields, parse
 from pyvmm.oci.image import Image, Layer
 from pyvmm.oci.source import Source
 from pyvmm.record import Record
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _INDEX_DEPTH_MAX = 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from pyvmm.errors import ImageError
 from pyvmm.oci.docker import open_docker_archive
@@ -11,16 +11,16 @@ from pyvmm.oci.layout import open_layout
 from pyvmm.oci.source import Archive, Directory, Source
 
 
-def open_image(path: str | Path, *, arch: str = "amd64") -> Image:
+def open_image(path: str | os.PathLike[str], *, arch: str = "amd64") -> Image:
     """Open the image at ``path``, which may have ``:NAME`` at its end to choose one of several.
 
     ``path`` is an OCI layout directory, a tar archive of one, or a ``docker save`` archive;
     ``arch`` is a Go architecture name. Manifests and configuration are verified here, layers when
     they are read. Raises ImageError, with one line that names what is wrong.
     """
-    place, ref = _split(str(path))
+    place, ref = _split(os.fspath(path))
     try:
-        source: Source = Directory(place) if place.is_dir() else Archive(place)
+        source: Source = Directory(place) if os.path.isdir(place) else Archive(place)
     except OSError as error:
         raise ImageError(f"{place}: cannot be read: {error.strerror}") from None
     if source.find("index.json"):
@@ -33,16 +33,13 @@ def open_image(path: str | Path, *, arch: str = "amd64") -> Image:
     )
 
 
-def _split(path: str) -> tuple[Path, str]:
+def _split(path: str) -> tuple[str, str]:
     """A file of the whole name comes first: a colon may be part of it."""
     candidates = [(path, "")]
     candidates += [
         (path[:i], path[i + 1 :]) for i, char in enumerate(path) if char == ":" and i > 0
     ]
     for place, ref in candidates:
-        try:
-            if Path(place).is_dir() or Path(place).is_file():
-                return Path(place), ref
-        except (OSError, ValueError):  # a NUL, or too long
-            continue
+        if os.path.isdir(place) or os.path.isfile(place):
+            return place, ref
     raise ImageError(f"{path}: no such image")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import stat
-from pathlib import Path
 
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob
@@ -25,26 +25,26 @@ class Source:
 class Directory(Source):
     """An unpacked image."""
 
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
+    def __init__(self, path: str) -> None:
+        self.name = path
         self._path = path
 
     def find(self, name: str) -> Blob | None:
-        path = self._path / name
+        path = os.path.join(self._path, name)
         try:
-            status = path.stat()
+            status = os.stat(path)
         except (OSError, ValueError):
             return None
         if not stat.S_ISREG(status.st_mode):
             return None
-        return Blob(str(path), path, 0, status.st_size)
+        return Blob(path, path, 0, status.st_size)
 
 
 class Archive(Source):
     """An image in an uncompressed tar archive: an index of its members, made once."""
 
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
+    def __init__(self, path: str) -> None:
+        self.name = path
         self._path = path
         self._files: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
@@ -63,7 +63,7 @@ class Archive(Source):
     def _read_index(self) -> None:
         import tarfile  # slow to import, and layouts do without
 
-        length = self._path.stat().st_size
+        length = os.stat(self._path).st_size
         with tarfile.open(self._path, "r:") as archive:
             position = -1
             while (member := archive.next()) is not None:

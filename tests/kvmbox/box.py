@@ -68,7 +68,7 @@ def box() -> Box:
     digest = hashlib.sha256()
     for name in RECIPE:
         digest.update((HERE / name).read_bytes())
-    place = cache_dir("kvmbox") / f"box-{digest.hexdigest()[:16]}"
+    place = Path(cache_dir("kvmbox")) / f"box-{digest.hexdigest()[:16]}"
     if not place.exists():
         temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=cache_dir("kvmbox")))
         try:

@@ -28,7 +28,7 @@ def pyvmm_disk() -> Path:
     for name in files:
         data = (ROOT / name).read_bytes()
         digest.update(f"{name}\0{len(data)}\0".encode() + data)
-    disk = cache_dir("kvmbox") / f"pyvmm-{digest.hexdigest()[:16]}.ext4"
+    disk = Path(cache_dir("kvmbox")) / f"pyvmm-{digest.hexdigest()[:16]}.ext4"
     if not disk.exists():
         _install(files, disk)
         _forget_old("pyvmm-*.ext4")
@@ -45,7 +45,7 @@ def _files(source: str) -> list[str]:
 
 def _install(files: list[str], disk: Path) -> None:
     """Build in a copy: the checkout stays as it is, and only what changed is compiled again."""
-    work = cache_dir("kvmbox", "build")
+    work = Path(cache_dir("kvmbox", "build"))
     python = work / "venv/bin/python"
     if not python.exists():
         _run(sys.executable, "-m", "venv", work / "venv")
@@ -67,12 +67,12 @@ def _install(files: list[str], disk: Path) -> None:
 
 def kernels_disk() -> Path:
     """Return a disk with the guest kernels of this host's cache, laid out as the cache is."""
-    root = cache_dir("kernels")
-    used = {k.name: k.path.parent.name for k in kernel.installed()}
+    root = Path(cache_dir("kernels"))
+    used = {k.name: os.path.basename(os.path.dirname(k.path)) for k in kernel.installed()}
     digest = hashlib.sha256(repr(sorted(used.items())).encode())
-    disk = cache_dir("kvmbox") / f"kernels-{digest.hexdigest()[:16]}.ext4"
+    disk = Path(cache_dir("kvmbox")) / f"kernels-{digest.hexdigest()[:16]}.ext4"
     if not disk.exists():
-        tree = cache_dir("kvmbox") / f".kernels-{os.getpid()}"
+        tree = Path(cache_dir("kvmbox")) / f".kernels-{os.getpid()}"
         tree.mkdir()
         try:
             for name, key in used.items():
@@ -86,7 +86,7 @@ def kernels_disk() -> Path:
 
 
 def _forget_old(pattern: str) -> None:
-    disks = sorted(cache_dir("kvmbox").glob(pattern), key=lambda path: path.stat().st_mtime)
+    disks = sorted(Path(cache_dir("kvmbox")).glob(pattern), key=lambda path: path.stat().st_mtime)
     for disk in disks[:-KEPT]:
         disk.unlink(missing_ok=True)  # a box that still runs has it open
 

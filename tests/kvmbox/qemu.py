@@ -85,7 +85,8 @@ def main() -> int:
 
 def machine(share: Path, memory: str) -> list[str]:
     """Return the command line of a box that leaves no trace: its disks are throw-away copies."""
-    with open(cache_dir("kvmbox") / "lock", "w") as lock:  # one build at a time; freed by closing
+    # One build at a time; freed by closing.
+    with open(os.path.join(cache_dir("kvmbox"), "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = box.box()
         disks = (made.disk, payload.kernels_disk(), payload.pyvmm_disk())

@@ -11,12 +11,13 @@ import stat
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pyvmm.disk import base_disk
+from pyvmm.disk import base_disk as disk_of
 from pyvmm.errors import DiskError, ImageError
-from pyvmm.oci import open_image
+from pyvmm.oci import Image, open_image
 
 from .ext4_reader import Disk
 from .images import (
@@ -36,6 +37,10 @@ from .images import (
 pytest.importorskip("pyvmm._ext4", reason="the C extensions are not built")
 
 MIB = 1 << 20
+
+
+def base_disk(image: Image, size: int, **options: Any) -> Path:
+    return Path(disk_of(image, size, **options))
 
 
 class Maker:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.disk import base_disk
 from pyvmm.errors import ImageError
 from pyvmm.oci import open_image
 
@@ -29,7 +28,7 @@ from .images import (
     sha256,
     symlink,
 )
-from .test_disk import MIB, Maker, check, make
+from .test_disk import MIB, Maker, base_disk, check, make
 
 __all__ = ["make"]
 
@@ -92,7 +91,7 @@ def test_truncated_gzip(make: Maker, cut: int) -> None:
 def test_damage_found_in_a_plain_layer(make: Maker) -> None:
     path = stored(make, STREAM, STREAM, OCI_LAYER)
     image = open_image(path)
-    image.layers[0].blob.path.write_bytes(STREAM[:100] + b"\xff" + STREAM[101:])
+    Path(image.layers[0].blob.path).write_bytes(STREAM[:100] + b"\xff" + STREAM[101:])
     with pytest.raises(ImageError, match="damaged"):
         base_disk(image, 16 * MIB)
 

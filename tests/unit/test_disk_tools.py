@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.disk import base_disk
 from pyvmm.oci import open_image
 
 from .images import (
@@ -28,7 +27,7 @@ from .images import (
     symlink,
     whiteout,
 )
-from .test_disk import MIB, Maker, check, make
+from .test_disk import MIB, Maker, base_disk, check, make
 
 __all__ = ["make"]
 

@@ -25,9 +25,13 @@ def modules(tmp_path: Path) -> list[Path]:
     return paths
 
 
+def contents(paths: list[Path]) -> list[bytes]:
+    return [path.read_bytes() for path in paths]
+
+
 @needs_cpio
 def test_cpio_lists_what_is_in_it(modules: list[Path]) -> None:
-    archive = initramfs.build(b"#!init", modules)
+    archive = initramfs.build(b"#!init", contents(modules))
     done = subprocess.run(
         ["cpio", "--list", "--verbose", "--numeric-uid-gid"],
         input=archive,
@@ -54,7 +58,7 @@ def test_cpio_unpacks_the_contents(modules: list[Path], tmp_path: Path) -> None:
     into.mkdir()
     subprocess.run(
         ["cpio", "--extract", "--quiet", "init", "root", "modules*"],
-        input=initramfs.build(b"#!init", modules),
+        input=initramfs.build(b"#!init", contents(modules)),
         cwd=into,
         check=True,
     )
@@ -83,14 +87,18 @@ def test_the_cache_makes_each_initramfs_once(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     init = tmp_path / "init"
     init.write_bytes(b"one")
-    stock = Kernel("stock", tmp_path, "6", 0, None, (), True, tuple(modules))
-    bare = Kernel("minimal", tmp_path, "6", 0, None, (), False, ())
-    path = initramfs.initramfs_for(stock, init)
-    assert path.read_bytes() == initramfs.build(b"one", modules)
+    stock = Kernel("stock", "", "6", 0, None, (), True, tuple(map(str, modules)))
+    bare = Kernel("minimal", "", "6", 0, None, (), False, ())
+
+    def made_for(kernel: Kernel) -> Path:
+        return Path(initramfs.initramfs_for(kernel, str(init)))
+
+    path = made_for(stock)
+    assert path.read_bytes() == initramfs.build(b"one", contents(modules))
     made = path.stat().st_mtime_ns
-    assert initramfs.initramfs_for(stock, init) == path
+    assert made_for(stock) == path
     assert path.stat().st_mtime_ns == made
-    assert initramfs.initramfs_for(bare, init).read_bytes() == initramfs.build(b"one")
+    assert made_for(bare).read_bytes() == initramfs.build(b"one")
     init.write_bytes(b"two")
-    assert initramfs.initramfs_for(stock, init).read_bytes() == initramfs.build(b"two", modules)
+    assert made_for(stock).read_bytes() == initramfs.build(b"two", contents(modules))
     assert len(list(path.parent.iterdir())) == 3

@@ -141,12 +141,12 @@ def test_fetch_keeps_the_kernel_and_its_modules(
         "unpacking the kernel",
     ]
     assert found.name == "stock"
-    assert found.path == place / "vmlinux"
-    assert found.path.read_bytes() == vmlinux
+    assert found.path == str(place / "vmlinux")
+    assert Path(found.path).read_bytes() == vmlinux
     assert found.version == "6.1.0-9-cloud"
     assert found.acpi
     names = ("virtio", "virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport")
-    assert found.modules == tuple(place / f"modules/{name}.ko" for name in names)
+    assert found.modules == tuple(str(place / f"modules/{name}.ko") for name in names)
     assert kernel.find() == found
     assert kernel.installed() == [found]
     # A second time there is nothing to download, and nothing is left lying about.
