@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from _signal import SIGPIPE, SIGTERM, signal
 
 from . import __version__
@@ -77,6 +78,7 @@ def _show_crash(e: GuestError) -> None:
 
 
 def _run(a: Values) -> int:
+    began = time.monotonic() - time.process_time()
     command = a.words
     outputs = dict(_output(word) for word in a.output)
     options: Options = {
@@ -107,7 +109,9 @@ def _run(a: Values) -> int:
         options["on_stderr"] = _writer(2)
     from .machine import Machine  # while the server starts
 
-    with Machine(a.image, command or None, progress=say, **options) as machine:
+    machine = Machine(a.image, command or None, progress=say, **options)
+    machine.began = began
+    with machine:
         result = machine.wait()
     return _deliver(result, outputs, a)
 
@@ -131,10 +135,11 @@ def _deliver(result: Result, outputs: dict[str, str], a: Values) -> int:
         say(f"timed out after {a.timeout:g} s")
     elif result.out_of_memory:
         say(f"the guest ran out of memory and killed a process (--memory {a.memory})")
-    if a.phases:
-        from .phases import table
+    if a.timeline:
+        from .timeline import picture
 
-        print(table(result), file=sys.stderr)
+        unicode = (sys.stderr.encoding or "").lower().startswith("utf")
+        print(picture(result, ascii_only=not unicode), file=sys.stderr)
     if a.json:
         text = result.to_json() + "\n"
         if a.json == "-":
@@ -260,7 +265,7 @@ COMMANDS = (
                    "linux64", choices=("linux64", "pvh")),
             Option("--console", "", "show the guest's console on stderr, live", False),
             Option("--cmdline-extra", "WORDS", "for the kernel's command line", ""),
-            Option("--phases", "", "show where the time went, on stderr", False),
+            Option("--timeline", "", "show where the time went, on stderr", False),
             Option("--dry-run", "", "show what would run, without /dev/kvm", False),
         ),
         words="[--] [program …]",

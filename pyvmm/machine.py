@@ -14,7 +14,7 @@ import time
 from _signal import SIGKILL
 from _socket import socket, socketpair
 
-from . import console, plan, results
+from . import console, plan, results, timeline
 from .config import Config
 from .crash import explain
 from .disk import base_disk
@@ -60,6 +60,8 @@ class Machine:
         self._results: socket | None = None
         self._console: console.Console | None = None
         self._times = {"begin": time.monotonic()}
+        self.began: float | None = None
+        """When the program that asked for the run had begun (CLOCK_MONOTONIC), if it matters."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -235,26 +237,21 @@ class Machine:
         return bool(data)
 
     def _account(self, result: Result, report: dict[str, Any]) -> None:
-        """Timings in seconds, by the host's clock but for ``program``, which is the guest's."""
-        t, session = self._times, self._session
-        timings = result.timings
-        timings["prepare"] = t["prepared"] - t["begin"]
-        timings["spawn"] = t["spawned"] - t["prepared"]
-        if "start_ns" in report:
-            start = report["start_ns"] / 1e9
-            marks = {name: mark["time_ns"] / 1e9 for name, mark in report["marks"].items()}
-            timings["vmm"] = start - t["spawned"]
-            if "init" in marks:
-                timings["kernel"] = marks["init"] - start
-            if "program" in marks:
-                timings["agent"] = marks["program"] - marks["init"]
-            if "ended" in marks:
-                timings["collect"] = t["end"] - marks["ended"]
+        """The run's phases by the host's clock, its marks and its exits."""
+        times = dict(self._times)
+        if self.began is not None:
+            times["process"] = self.began
+        if "times" in report:
+            times |= {name: ns / 1e9 for name, ns in report["times"].items()}
+            times |= {name: mark["time_ns"] / 1e9 for name, mark in report["marks"].items()}
             result.exits = report["exits"] | {"kvm": report["kvm_exits"]}
             result.marks = report["marks"]
+        result.timeline = timeline.phases(times)
+        result.timings = {phase["name"]: phase["seconds"] for phase in result.timeline}
+        session = self._session
         if session.started_ns is not None and session.ended_ns is not None:
-            timings["program"] = (session.ended_ns - session.started_ns) / 1e9
-        timings["total"] = time.monotonic() - t["begin"]
+            result.timings["program"] = (session.ended_ns - session.started_ns) / 1e9
+        result.timings["total"] = time.monotonic() - times["begin"]
 
 
 def run(

@@ -68,7 +68,9 @@ class Result(Record):
     """CPUs that the guest's kernel brought up"""
     usage: Usage = field(default_factory=Usage)
     timings: dict[str, float] = field(default_factory=dict)
-    """seconds of each phase; see Machine"""
+    """seconds of each phase (timeline.py) and ``total``; ``program`` is by the guest's clock"""
+    timeline: list[dict[str, Any]] = field(default_factory=list)
+    """the phases in order: ``name``, ``at`` (seconds since the run's begin), ``seconds``"""
     exits: dict[str, int] = field(default_factory=dict)
     """exits to user space by kind; ``kvm`` counts all exits"""
     marks: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -16,6 +16,7 @@ import mmap
 import os
 import select
 import struct
+import time
 from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET, socket
 
 from . import boot, cpu, layout
@@ -69,6 +70,7 @@ class Worker:
     def __init__(self, spec: dict[str, Any], fds: dict[str, int]) -> None:
         self.spec = spec
         self.fds = fds
+        self.times = {"ready": time.monotonic_ns()}
         self.core = lib.vm_new()
         if self.core == ffi.NULL:
             raise HostError("cannot make a VM: out of memory or file descriptors")
@@ -83,7 +85,9 @@ class Worker:
         for region in self.memory.regions:
             host = ffi.cast("void *", region.address)
             check(lib.vm_add_memory(self.core, region.gpa, region.size, host))
+        self.times["made"] = time.monotonic_ns()
         boot.load(self.memory, spec, fds["kernel"], fds["initrd"])
+        self.times["loaded"] = time.monotonic_ns()
         self._add_serial()
         self._add_devices()
         self.counters: list[tuple[int, int]] = []
@@ -155,8 +159,7 @@ class Worker:
             "kvm_exit": end.kvm_exit,
             "errno": end.error,
             "detail": list(end.detail),
-            "start_ns": lib.vm_start_ns(self.core),
-            "end_ns": end.time_ns,
+            "times": self.times | {"start": lib.vm_start_ns(self.core)},
             "exits": {kind: lib.vm_exits(self.core, i) for i, kind in enumerate(EXIT_KINDS)},
             "kvm_exits": sum(self._counted(fd, at) for fd, at in self.counters),
             "marks": {},

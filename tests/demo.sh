@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 image=build/demo-image
 .venv/bin/python tests/guest/demo_image.py "$image"
-set -- --image "$image" --phases -- sh -c '
+set -- --image "$image" --timeline -- sh -c '
     echo "Hello from Linux $(uname -r), $(nproc) CPU, process $$ of user $(id -un)."
     exit 42'
 if why=$(.venv/bin/pyvmm doctor --kvm-linux 2>&1); then
@@ -15,7 +15,7 @@ else
     echo "In the kvmbox, because ${why#pyvmm: }."
     pyvmm='tests/kvmbox/run -- pyvmm'
 fi
-echo "\$ pyvmm run --image $image --phases -- sh -c 'echo Hello …; exit 42'"
+echo "\$ pyvmm run --image $image --timeline -- sh -c 'echo Hello …; exit 42'"
 code=0
 $pyvmm run "$@" || code=$?
 echo "exit code $code"

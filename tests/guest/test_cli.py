@@ -1,4 +1,4 @@
-"""--json, --dry-run, --phases and --console."""
+"""--json, --dry-run, --timeline and --console."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_json(host: Host) -> None:
     assert (place / "f").read_bytes() == b"\x80\x81"
     assert {
         "exit_code", "signal", "stdout", "stderr", "files", "missing", "timed_out", "out_of_memory",
-        "failure", "cpus", "usage", "timings", "exits", "marks", "warnings", "console",
+        "failure", "cpus", "usage", "timings", "timeline", "exits", "marks", "warnings", "console",
     } <= set(found)  # fmt: skip
     assert set(found["marks"]) == {"init", "program", "ended"}
     assert set(found["usage"]) == {
@@ -37,7 +37,7 @@ def test_json(host: Host) -> None:
 
 
 def test_json_on_stdout_is_all_there_is(host: Host) -> None:
-    done = host.run("echo", "hi", kernel="minimal", json="-", phases="")
+    done = host.run("echo", "hi", kernel="minimal", json="-", timeline="")
     assert json.loads(done.out)["stdout"] == "hi\n"
     assert re.search(rb"^ +[0-9.]+ ms  total$", done.err, re.MULTILINE)
 
