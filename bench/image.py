@@ -1,4 +1,4 @@
-"""An OCI image of busybox: enough for a program that starts and ends at once."""
+"""OCI images for the bench: a busybox, and what else a measurement needs."""
 
 from __future__ import annotations
 
@@ -7,28 +7,17 @@ import io
 import json
 import shutil
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 APPLETS = ("sh", "true", "sleep")
+Files = Mapping[str, bytes]
 
 
-def make(directory: Path) -> Path:
-    """Write an OCI layout with /bin/busybox and a few of its names into ``directory``."""
-    busybox = shutil.which("busybox") or "/bin/busybox"
-    layer = io.BytesIO()
-    with tarfile.open(fileobj=layer, mode="w") as tar:
-        for name in ("bin", "tmp", "etc"):
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(entry)
-        data = Path(busybox).read_bytes()
-        entry = tarfile.TarInfo("bin/busybox")
-        entry.mode, entry.size = 0o755, len(data)
-        tar.addfile(entry, io.BytesIO(data))
-        for name in APPLETS:
-            entry = tarfile.TarInfo(f"bin/{name}")
-            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
-            tar.addfile(entry)
+def make(directory: Path, more: Files | None = None) -> Path:
+    """Write an OCI layout with /bin/busybox, a few of its names and ``more`` programs."""
+    busybox = Path(shutil.which("busybox") or "/bin/busybox").read_bytes()
+    layer = _layer({"bin/busybox": busybox} | dict(more or {}))
     blobs = directory / "blobs/sha256"
     blobs.mkdir(parents=True)
 
@@ -37,8 +26,7 @@ def make(directory: Path) -> Path:
         (blobs / digest).write_bytes(data)
         return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
 
-    tar_type = "application/vnd.oci.image.layer.v1.tar"
-    bottom = blob(layer.getvalue(), tar_type)
+    bottom = blob(layer, "application/vnd.oci.image.layer.v1.tar")
     config = {
         "architecture": "amd64",
         "os": "linux",
@@ -56,3 +44,21 @@ def make(directory: Path) -> Path:
     (directory / "index.json").write_text(json.dumps(index))
     (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     return directory
+
+
+def _layer(programs: Files) -> bytes:
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        for name in ("bin", "tmp", "etc"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        for name, data in programs.items():
+            entry = tarfile.TarInfo(name)
+            entry.mode, entry.size = 0o755, len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        for name in APPLETS:
+            entry = tarfile.TarInfo(f"bin/{name}")
+            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(entry)
+    return layer.getvalue()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = 4096
+PR_SET_THP_DISABLE = 41
 
 
 @dataclass(frozen=True)
@@ -32,3 +36,18 @@ def read(pid: int, guest: int) -> Memory:
             if size >= guest:
                 best = max(best, (rss, pss))
     return Memory(total - best[1], best[0] // PAGE)
+
+
+@contextmanager
+def no_huge_pages(wanted: bool) -> Iterator[None]:
+    """What is started inside gets 4 KiB pages, so that its Rss tells the pages it touched."""
+    _set_thp_disable(wanted)
+    try:
+        yield
+    finally:
+        _set_thp_disable(False)
+
+
+def _set_thp_disable(value: bool) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_THP_DISABLE, int(value), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_THP_DISABLE)")

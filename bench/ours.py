@@ -1,4 +1,4 @@
-"""pyvmm's command line, as the one who is measured."""
+"""pyvmm's command line and library, as the one who is measured."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from subject import IDLE, MEMORY_MIB, Run, Subject
+from subject import IDLE, MEMORY_MIB, TRUE, Run, Subject
 
 NAME = "pyvmm"
+LOOP = """
+import sys, time
+import pyvmm
+image, kernel, memory, count = sys.argv[1:]
+for _ in range(int(count)):
+    begin = time.monotonic()
+    pyvmm.run(image, ["/bin/true"], kernel=kernel, memory=int(memory))
+    print(time.monotonic() - begin)
+"""
 
 
 def _command(subject: Subject, *options: str) -> list[str]:
@@ -29,7 +38,7 @@ def _command(subject: Subject, *options: str) -> list[str]:
 def run(subject: Subject) -> Run:
     """Run /bin/true once. Its --json (which costs us a little) tells when END was there."""
     with tempfile.NamedTemporaryFile() as report:
-        command = [*_command(subject, "--json", report.name), "/bin/true"]
+        command = [*_command(subject, "--json", report.name), *TRUE]
         begin = time.monotonic()
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
         ended = time.monotonic()
@@ -38,6 +47,22 @@ def run(subject: Subject) -> Run:
     have = "collect" in timings and "ended" in marks
     end = marks["ended"]["time_ns"] / 1e9 + timings["collect"] if have else ended
     return Run(begin, end, ended)
+
+
+def loop(subject: Subject, count: int) -> list[float]:
+    """Seconds that pyvmm.run() of /bin/true took in one process, but for the first time."""
+    arguments = [str(subject.image), subject.name, str(MEMORY_MIB << 20), str(count)]
+    command = [sys.executable, "-I", "-c", LOOP, *arguments]  # -I: the installed pyvmm, not this
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+    return [float(line) for line in done.stdout.split()[1:]]
+
+
+def output(subject: Subject, argv: Sequence[str]) -> str:
+    """What a program says."""
+    done = subprocess.run(
+        [*_command(subject), *argv], check=True, text=True, stdout=subprocess.PIPE
+    )
+    return done.stdout
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pyvmm.disk import base_disk
 from pyvmm.oci import open_image
 
 MEMORY_MIB = 128
+TRUE = ("/bin/true",)
 IDLE = ("/bin/sh", "-c", "echo ready; exec sleep 600")
 
 

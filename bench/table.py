@@ -7,18 +7,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MARKS = {True: "yes", False: "NO", None: ""}
+GROUPS = ("yardstick", "ms", "M instr", "exits", "memory", "disk, ms", "disk, M instr")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. ``goal`` is the most that ``ratio`` may be, or ``ours`` where no peer is."""
+    """One figure. ``goal`` bounds ``ratio``, or ``ours`` where there is no peer."""
 
+    kernel: str
+    group: str
     figure: str
     unit: str
     ours: float | None
     peer: str = ""
     peer_value: float | None = None
     goal: float | None = None
+    more: bool = False
+    """more is better: the goal is the least"""
 
     @property
     def ratio(self) -> float | None:
@@ -26,13 +31,25 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        if self.goal is None:
-            return None
         value = self.ratio if self.peer else self.ours
-        return value is not None and value <= self.goal
+        if self.goal is None or (self.peer and self.peer_value is None):
+            return None
+        return value is not None and (value >= self.goal if self.more else value <= self.goal)
 
     def plain(self) -> dict[str, Any]:
         return asdict(self) | {"ratio": self.ratio, "met": self.met}
+
+
+def read(plain: dict[str, Any]) -> Row:
+    """The row that plain() wrote."""
+    return Row(**{key: plain[key] for key in Row.__dataclass_fields__})
+
+
+def order(rows: Iterable[Row]) -> list[Row]:
+    """Kernel by kernel as they came, and in each the groups in their order."""
+    rows = list(rows)
+    kernels = list(dict.fromkeys(row.kernel for row in rows))
+    return sorted(rows, key=lambda row: (kernels.index(row.kernel), GROUPS.index(row.group)))
 
 
 def markdown(rows: Iterable[Row]) -> str:
@@ -52,13 +69,14 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
+    sign = "≥" if row.more else "≤"
     return (
-        row.figure,
+        f"{row.kernel}: {row.figure}" if row.kernel else row.figure,
         row.unit,
         _number(row.ours),
         _number(row.peer_value),
         "" if row.ratio is None else f"{row.ratio:.2f}",
-        "" if row.goal is None else f"≤ {row.goal:g}" + (" x" if row.peer else ""),
+        "" if row.goal is None else f"{sign} {row.goal:g}" + (" x" if row.peer else ""),
         MARKS[row.met],
     )
 
@@ -66,4 +84,6 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+    if value >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
