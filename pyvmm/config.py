@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .oci import ImageConfig
-    from .options import Entry, Sink
+    from .options import Entry, Pages, Sink
 
 MiB = 1 << 20
 MAX_VCPUS = 64
@@ -37,6 +37,15 @@ class Config(Record):
     vcpus: int = 1
     memory: int | str = 512 * MiB
     """Guest RAM: bytes, or ``"512M"``, ``"2G"``."""
+    hugepages: Pages | None = None
+    """Guest RAM in huge pages that the host has reserved, ``"2M"`` or ``"1G"`` each."""
+    numa_node: int | None = None
+    """Guest RAM from this NUMA node; the VM's threads on its CPUs, unless ``cpus`` says where."""
+    cpus: str | None = None
+    """Host CPUs, as ``"0,2-3"``: vCPU i on the i-th, cyclically; the rest of the worker on those
+    left over, or on all if none are."""
+    prefault: bool = False
+    """All guest RAM is there before the guest's first instruction."""
     disk: int | str = 1024 * MiB
     """Size of the root disk: bytes, or ``"1G"``."""
     timeout: float | None = 300
@@ -78,6 +87,16 @@ class Config(Record):
         for key in self.env:
             if not key or "=" in key or "\0" in key + self.env[key]:
                 raise UsageError(f"environment variable {key!r}: not a usable name or value")
+        if self.placed:
+            from . import placement
+
+            placement.check(self)
+
+    @property
+    def placed(self) -> bool:
+        """Whether anything is said of where on the host (placement.py)."""
+        asked = (self.hugepages, self.numa_node, self.cpus, self.prefault)
+        return asked != (None, None, None, False)
 
     @property
     def memory_bytes(self) -> int:

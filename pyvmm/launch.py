@@ -198,12 +198,16 @@ class WorkerProcess:
         self._status = struct.unpack("i", message)[0] if message else None
         self._over = True
 
-    def close(self) -> None:
-        """kill(), and let go of everything."""
+    def close(self, wait: bool = False) -> None:
+        """kill(), and let go of everything. ``wait``: until also one that has reported is gone."""
         if self._log < 0:
             return
         try:
             self.kill()
+            if wait and self._pidfd >= 0:
+                poll = select.poll()
+                poll.register(self._pidfd, select.POLLIN)
+                poll.poll(REPORT_GRACE * 1000)
         finally:
             self.control.close()
             self._life.close()

@@ -85,7 +85,8 @@ class Machine:
         config = self.config
         fds: dict[str, int] = {}
         try:
-            # First: a host without KVM is no reason to unpack an image or fetch a kernel.
+            # First: what the host lacks is no reason to unpack an image or fetch a kernel.
+            plan.place(config)
             fds["kvm"] = open_kvm()
             self._worker = WorkerProcess()  # it starts up while we prepare
             with open_image(config.image) as image:
@@ -169,7 +170,8 @@ class Machine:
     def kill(self) -> None:
         """End the VM at once and release everything. Safe to call again."""
         if self._worker:
-            self._worker.close()
+            # Reserved huge pages are few: they must be back when the next run looks for them.
+            self._worker.close(wait=self.config.hugepages is not None)
         if self._results:
             self._results.close()
         if self._console:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypedDict
 
 Entry = Literal["pvh", "linux64"]
+Pages = Literal["2M", "1G"]
 Sink = Callable[[bytes], object]
 
 
@@ -22,6 +23,10 @@ class Options(TypedDict, total=False):
     hostname: str
     vcpus: int
     memory: int | str
+    hugepages: Pages | None
+    numa_node: int | None
+    cpus: str | None
+    prefault: bool
     disk: int | str
     timeout: float | None
     boot_timeout: float

@@ -31,6 +31,14 @@ CMDLINE = [
     "8250.nr_uarts=1",
     "cryptomgr.notests",
 ]
+# What the worker is told of the host: any pages, where it was started (else see placement.find).
+ANYWHERE: dict[str, Any] = {
+    "hugepages": 0,  # bytes
+    "node": None,
+    "prefault": False,
+    "affinity": [],  # CPUs for the worker
+    "pins": [],  # a CPU for each vCPU
+}
 INIT = os.path.join(os.path.dirname(__file__), "_data", "init")
 
 
@@ -59,10 +67,15 @@ class Plan(Record):
         lines.append(f"entry    {spec['entry']} at {spec['address']:#x}")
         lines.append(f"cmdline  {spec['cmdline']}")
         lines.append(f"program  {' '.join(self.program.argv)}")
-        lines.append(f"vcpus    {spec['vcpus']}")
+        pins = "".join(f" {cpu}" for cpu in spec["pins"])
+        lines.append(f"vcpus    {spec['vcpus']}" + (f", on host CPUs{pins}" if pins else ""))
         for address, size, kind in layout.e820(spec["memory"]):
             name = "RAM" if kind == 1 else "reserved"
             lines.append(f"memory   {address:#012x}-{address + size - 1:#012x} {name}")
+        if spec["hugepages"]:
+            lines.append(f"memory   in huge pages of {spec['hugepages'] >> 20} MiB")
+        if spec["node"] is not None:
+            lines.append(f"memory   from NUMA node {spec['node']}")
         start, size = spec["initrd"]
         lines.append(f"memory   {start:#012x}-{start + size - 1:#012x} initramfs")
         for slot, name in enumerate(DEVICES):
@@ -76,6 +89,7 @@ class Plan(Record):
 
 def make(config: Config, image: Image, progress: Any = None) -> Plan:
     """Decide. Raises PyvmmError for an image or kernel that cannot be run as configured."""
+    placed = place(config)
     found = kernel.find(config.kernel, progress=progress)
     address = found.pvh_entry if config.entry == "pvh" else found.entry
     if address is None:
@@ -98,6 +112,7 @@ def make(config: Config, image: Image, progress: Any = None) -> Plan:
         "cmdline": cmdline(
             acpi_kernel=found.acpi, devices=len(DEVICES), extra=config.cmdline_extra
         ),
+        **placed,
     }
     image_config = image.config
     return Plan(
@@ -110,12 +125,21 @@ def make(config: Config, image: Image, progress: Any = None) -> Plan:
             user=config.user if config.user is not None else image_config.user,
         ),
         spec=spec,
-        warnings=_warnings(config),
+        warnings=_warnings(config, placed),
     )
 
 
-def _warnings(config: Config) -> list[str]:
-    cpus = host_cpus()
+def place(config: Config) -> dict[str, Any]:
+    """Where on the host, as the worker is told. Raises HostError for what the host lacks."""
+    if not config.placed:
+        return ANYWHERE
+    from . import placement
+
+    return placement.find(config)
+
+
+def _warnings(config: Config, placed: dict[str, Any]) -> list[str]:
+    cpus = len(set(placed["pins"] or placed["affinity"])) or host_cpus()
     if config.vcpus > cpus:
         return [f"{config.vcpus} vCPUs share {cpus} host CPUs: timings will suffer"]
     return []

@@ -71,6 +71,8 @@ class Worker:
         self.spec = spec
         self.fds = fds
         self.times = {"ready": time.monotonic_ns()}
+        if spec["affinity"]:
+            run_on(spec["affinity"])  # before there are threads, which inherit it, or memory
         self.core = lib.vm_new()
         if self.core == ffi.NULL:
             raise HostError("cannot make a VM: out of memory or file descriptors")
@@ -80,7 +82,8 @@ class Worker:
         self.vm.set_tss(layout.IDENTITY_MAP, layout.TSS)
         self.vm.create_irqchip()
         self.vm.create_pit()
-        self.memory = GuestMemory(spec["memory"])
+        where = {name: spec[name] for name in ("hugepages", "node", "prefault")}
+        self.memory = GuestMemory(spec["memory"], **where)
         self.memory.map_into(self.vm)
         for region in self.memory.regions:
             host = ffi.cast("void *", region.address)
@@ -139,6 +142,8 @@ class Worker:
             cpu.set_up(kvm, vcpu, index, count, supported)
             self.counters.append(vcpu.exits_counter() if counted else (-1, 0))
             check(lib.vm_add_vcpu(self.core, vcpu.fd, run_size, *self.counters[-1]))
+        for index, host_cpu in enumerate(self.spec["pins"]):
+            check(lib.vm_pin_vcpu(self.core, index, host_cpu))
         return vcpus
 
     def run(self, control: socket) -> dict[str, Any]:
@@ -191,6 +196,13 @@ class Worker:
         except ValueError:
             code = ""
         return f"{text} code={code or '(not in RAM)'}"
+
+
+def run_on(cpus: list[int]) -> None:
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as e:
+        raise HostError(f"cannot run on CPUs {cpus}: {e.strerror}") from None
 
 
 def check(result: int) -> int:
