@@ -28,6 +28,7 @@ class Server:
 
     def __init__(self) -> None:
         self._requests: socket | None = None
+        self._pid = 0
         self._log = -1
         self._lock = allocate_lock()
 
@@ -37,7 +38,8 @@ class Server:
         """
         self._requests, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         self._log = os.memfd_create("pyvmm-server-log")
-        if os.fork():
+        self._pid = os.fork()
+        if self._pid:
             theirs.close()
             return
         try:
@@ -70,7 +72,7 @@ class Server:
             (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
         ]
         words = [sys.executable, "-I", "-S", "-c", script]
-        os.posix_spawn(sys.executable, words, {}, file_actions=with_ours)
+        self._pid = os.posix_spawn(sys.executable, words, {}, file_actions=with_ours)
         theirs.close()
 
     def request(self, *fds: int) -> None:
@@ -82,11 +84,21 @@ class Server:
                     self._requests.sendmsg([b"worker"], rights)
                     return
                 except OSError:  # somebody has killed it
-                    self._requests.close()
-                    os.close(self._log)
+                    self.close()
             self._spawn()
             assert self._requests
             self._requests.sendmsg([b"worker"], rights)
+
+    def close(self) -> None:
+        """End it, and the workers with it."""
+        if self._requests:
+            self._requests.close()
+            self._requests = None
+            os.close(self._log)
+            try:
+                os.waitpid(self._pid, 0)
+            except ChildProcessError:
+                pass  # another process's, or somebody waits for every child
 
     def last_words(self) -> str:
         return _text(self._log)

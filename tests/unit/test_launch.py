@@ -1,0 +1,220 @@
+"""Workers and the server that forks them. The workers here wait for a specification for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm import launch
+from pyvmm.launch import Server, WorkerProcess
+
+CANARY = "canary-6f1d0c-of-the-environment"
+FORKING = """
+import sys
+from pyvmm import launch
+launch.server.fork()
+worker = launch.WorkerProcess()
+print(worker.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    fresh = Server()
+    monkeypatch.setattr(launch, "server", fresh)
+    yield fresh
+    fresh.close()
+
+
+def pid_of(worker: WorkerProcess) -> int:
+    assert worker.pid
+    return worker.pid
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def gone(pid: int) -> bool:
+    """Whether the process ends (a zombie has) within 5 seconds."""
+    for _ in range(500):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def in_memory(pid: int, text: str) -> bool:
+    """Whether the text is anywhere in the process's memory."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            if "r" in line.split()[1] and "[v" not in line:
+                memory.seek(start)
+                if text.encode() in memory.read(end - start):
+                    return True
+    return False
+
+
+def test_a_worker_has_nothing_of_ours() -> None:
+    os.environ["PYVMM_TEST"] = CANARY
+    try:
+        worker = WorkerProcess()
+        pid = pid_of(worker)
+        for each, called in ((pid, "pyvmm-worker"), (parent(pid), "pyvmm-server")):
+            assert name(each) == called
+            assert Path(f"/proc/{each}/environ").read_bytes() == b""
+            assert not in_memory(each, CANARY)
+        assert parent(parent(pid)) == os.getpid()
+        wait_for_fds(pid)
+        worker.close()
+    finally:
+        del os.environ["PYVMM_TEST"]
+
+
+def wait_for_fds(pid: int) -> None:
+    """Its own are /dev/null, its log twice, and the control socket: 0 to 3."""
+    deadline = time.monotonic() + 5
+    while set(os.listdir(f"/proc/{pid}/fd")) != set("0123") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(os.listdir(f"/proc/{pid}/fd")) == set("0123")
+    assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
+
+
+def test_a_forked_servers_memory_is_wiped() -> None:
+    """The command line's: it holds no secret of a CI job's environment."""
+    environment = os.environ | {
+        "PYVMM_TEST": CANARY, CANARY: "1", "PYTHONPATH": ":".join(p for p in sys.path if p),
+    }  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING], env=environment, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as caller:  # fmt: skip
+        assert caller.stdout
+        pid = int(caller.stdout.readline())
+        server = parent(pid)
+        assert (parent(server), name(server), name(pid)) == (
+            caller.pid, "pyvmm-server", "pyvmm-worker",
+        )  # fmt: skip
+        assert in_memory(caller.pid, CANARY)
+        wait_for_fds(pid)
+        assert not in_memory(pid, CANARY)
+        assert not in_memory(server, CANARY)
+        assert os.readlink(f"/proc/{server}/fd/1").startswith("/memfd:pyvmm-server-log")
+        caller.communicate()
+    assert gone(pid)
+    assert gone(server)
+
+
+def test_all_end_with_a_killed_caller() -> None:
+    environment = os.environ | {"PYTHONPATH": ":".join(p for p in sys.path if p)}
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING.replace("launch.server.fork()", "")], env=environment,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as caller:  # fmt: skip
+        assert caller.stdout
+        pid = int(caller.stdout.readline())
+        server = parent(pid)
+        caller.kill()
+    assert gone(pid)
+    assert gone(server)
+
+
+def test_one_server_makes_all_workers() -> None:
+    workers: list[WorkerProcess] = []
+    threads = [threading.Thread(target=lambda: workers.append(WorkerProcess())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pids = {pid_of(worker) for worker in workers}
+    assert len(pids) == 8
+    assert len({parent(pid) for pid in pids}) == 1
+    for worker in workers:
+        worker.close()
+        assert worker.pid is None
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_killed_worker() -> None:
+    worker = WorkerProcess()
+    os.kill(pid_of(worker), signal.SIGSEGV)
+    assert worker.report() == {}
+    assert worker.died() == "worker killed by signal 11 (Segmentation fault)"
+    worker.close()
+
+
+def test_a_worker_that_fails() -> None:
+    worker = WorkerProcess()
+    worker.control.send(b"nonsense")
+    assert worker.report() == {}
+    assert worker.died() == "worker failed: ValueError: bad marshal data (unknown type code)"
+    worker.close()
+
+
+def test_kill_waits_until_it_is_gone() -> None:
+    worker = WorkerProcess()
+    pid = pid_of(worker)
+    worker.close()
+    assert not Path(f"/proc/{pid}").exists()
+    worker.close()
+
+
+def test_a_killed_server_takes_its_workers_and_is_replaced() -> None:
+    first = WorkerProcess()
+    pid = pid_of(first)
+    server = parent(pid)
+    os.kill(server, signal.SIGKILL)
+    assert gone(pid)
+    assert first.report() == {}
+    assert first.died() == "worker failed: no report"
+    second = WorkerProcess()
+    assert parent(pid_of(second)) != server
+    assert not Path(f"/proc/{server}").exists()  # reaped
+    first.close()
+    second.close()
+
+
+def test_a_forked_child_uses_the_same_server() -> None:
+    """multiprocessing's fork: both may start workers."""
+    ours = WorkerProcess()
+    server = parent(pid_of(ours))
+    if not (child := os.fork()):
+        theirs = WorkerProcess()
+        os._exit(theirs.pid is not None and parent(theirs.pid) == server)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert ours.pid is not None
+    ours.close()
+
+
+def test_the_next_waits_for_one_that_is_leaving() -> None:
+    leaving = WorkerProcess()
+    pid = pid_of(leaving)
+    os.kill(pid, signal.SIGSTOP)
+    leaving._over = True  # as if it had reported
+    leaving.close()
+    following = WorkerProcess()
+    started = threading.Event()
+    threading.Thread(target=lambda: (following.pid, started.set())).start()
+    assert not started.wait(0.3)
+    assert Path(f"/proc/{pid}").exists()
+    os.kill(pid, signal.SIGCONT)  # it finds its control socket closed, and ends
+    assert started.wait(10)
+    assert not Path(f"/proc/{pid}").exists()
+    following.close()
