@@ -178,13 +178,15 @@ class Guest:
         return self.report()
 
     def report(self) -> dict:
-        """What the worker would report of this VM."""
+        """What the worker would report of this VM, and when it started and ended."""
         worker = SimpleNamespace(
             core=self.core, vcpus=self.vcpus, memory=self.memory, counters=self.counters,
-            _counted=Worker._counted,
+            times={}, _counted=Worker._counted,
         )  # fmt: skip
         worker._post_mortem = lambda vcpu: Worker._post_mortem(worker, vcpu)
-        return Worker.report(worker)
+        report = Worker.report(worker)
+        start, end = lib.vm_start_ns(self.core), lib.vm_get_end(self.core).time_ns
+        return report | {"start_ns": start, "end_ns": end}
 
     @property
     def console(self) -> bytes:
