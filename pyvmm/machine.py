@@ -16,7 +16,6 @@ from _socket import socket, socketpair
 
 from . import console, plan, results, timeline
 from .config import Config
-from .crash import explain
 from .disk import base_disk
 from .host import open_file, open_kvm, open_overlay
 from .launch import WorkerProcess
@@ -152,6 +151,8 @@ class Machine:
                 reason = "stopped before the program had ended"
             elif report.get("end") != "stopped":
                 reason = self._worker.died()
+            from .crash import explain
+
             raise explain(report, tail, reason)
         session.finish()
         if result.timed_out:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from pyvmm.errors import ImageError
-from pyvmm.oci.docker import open_docker_archive
 from pyvmm.oci.image import Image
 from pyvmm.oci.layout import open_layout
 from pyvmm.oci.source import Archive, Directory, Source
@@ -26,6 +25,8 @@ def open_image(path: str | os.PathLike[str], *, arch: str = "amd64") -> Image:
     if source.find("index.json"):
         return open_layout(source, ref, arch)
     if source.find("manifest.json"):
+        from pyvmm.oci.docker import open_docker_archive
+
         return open_docker_archive(source, ref, arch)
     raise ImageError(
         f"{place}: not an OCI layout or a docker-save archive: it has neither index.json nor "
