@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 DEVICES = ("virtio-blk", "virtio-vsock", "virtio-rng")
 GUEST_CID = 3
-FREE_AFTER_KERNEL = 8 << 20  # what a kernel needs beside itself to come up at all
+# What a kernel needs beside itself to come up at all, and more for each CPU: measured. With less,
+# Debian's is short of memory for so long that it seems to hang, or panics.
+FREE_AFTER_KERNEL = 9 << 20
+FREE_PER_VCPU = 1 << 19
 
 # What every guest gets on its command line, and why.
 CMDLINE = [
@@ -97,7 +100,7 @@ def make(config: Config, image: Image, progress: Any = None) -> Plan:
     archive = initramfs.initramfs_for(found, INIT)
     segments = [[s.offset, s.filesz, s.paddr, s.memsz] for s in found.segments]
     size = os.stat(archive).st_size
-    where = place_initrd(config.memory_bytes, segments, size, found.name)
+    where = place_initrd(config.memory_bytes, config.vcpus, segments, size, found.name)
     spec = {
         "vcpus": config.vcpus,
         "memory": config.memory_bytes,
@@ -163,14 +166,15 @@ def cmdline(*, acpi_kernel: bool, devices: int, extra: str) -> str:
     return line
 
 
-def place_initrd(memory: int, segments: list[list[int]], size: int, kernel: str) -> int:
+def place_initrd(memory: int, vcpus: int, segments: list[list[int]], size: int, kernel: str) -> int:
     """Where the initramfs goes: page-aligned, at the end of low RAM.
 
     Raises KernelError if kernel, initramfs and a little to live on do not fit.
     """
     top = min(memory, layout.HOLE)
     end = max(paddr + memsz for _, _, paddr, memsz in segments)
-    need = -(-(end + FREE_AFTER_KERNEL + size) >> 20)  # in MiB, so that what is named is the limit
+    need = end + FREE_AFTER_KERNEL + FREE_PER_VCPU * vcpus + size
+    need = -(-need >> 20)  # in MiB, so that what is named is the limit
     if top < need << 20:
         amount = f"{memory} bytes" if memory & (1 << 20) - 1 else f"{memory >> 20} MiB"
         raise KernelError(

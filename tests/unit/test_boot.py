@@ -163,8 +163,8 @@ class TestCommandLine:
 class TestPlaceInitrd:
     SEGMENTS = ([0, 0, 16 * MiB, 4 * MiB],)
 
-    def place(self, memory: int, size: int) -> int:
-        return plan.place_initrd(memory, list(self.SEGMENTS), size, "k")
+    def place(self, memory: int, size: int, vcpus: int = 1) -> int:
+        return plan.place_initrd(memory, vcpus, list(self.SEGMENTS), size, "k")
 
     @pytest.mark.parametrize(
         ("memory", "size", "address"),
@@ -175,24 +175,32 @@ class TestPlaceInitrd:
             (8 * GiB, 1 * MiB, 3 * GiB - 1 * MiB),
             (64 * MiB + 4096, 4096, 64 * MiB),
             (3 * GiB + 4096, 4096, 3 * GiB - 4096),
-            (29 * MiB, 1 * MiB, 28 * MiB),
+            (31 * MiB, 1 * MiB, 30 * MiB),
         ],
     )
     def test_at_the_end_of_low_memory(self, memory, size, address):
         assert self.place(memory, size) == address
 
     @pytest.mark.parametrize(
-        ("size", "least"), [(1, 29), (1 * MiB, 29), (1 * MiB + 1, 30), (2 * MiB, 30)]
+        ("size", "vcpus", "least"),
+        [
+            (1, 1, 30),
+            (512 * 1024, 1, 30),
+            (512 * 1024 + 1, 1, 31),
+            (1 * MiB, 2, 31),
+            (1 * MiB, 3, 32),
+            (1 * MiB, 64, 62),
+        ],
     )
-    def test_too_little_memory_says_how_much_is_enough(self, size, least):
-        self.place(least * MiB, size)
+    def test_too_little_memory_says_how_much_is_enough(self, size, vcpus, least):
+        self.place(least * MiB, size, vcpus)
         for memory, amount in (
             (least * MiB - 4096, f"{least * MiB - 4096} bytes"),
             (1 * MiB, "1 MiB"),
             (4096, "4096 bytes"),
         ):
             with pytest.raises(KernelError) as caught:
-                self.place(memory, size)
+                self.place(memory, size, vcpus)
             assert str(caught.value) == (
                 f"memory of {amount} is too small for kernel k: "
                 f"it needs at least {least}M (--memory)"
