@@ -18,7 +18,10 @@ FORMAT = 1  # of the sidecar; another one is as good as none
 
 
 class Segment(Record):
-    """One PT_LOAD: ``filesz`` bytes at ``offset`` of the file go to guest-physical ``paddr``."""
+    """``filesz`` bytes at ``offset`` of the file go to guest-physical ``paddr``.
+
+    ``memsz`` is up to where the kernel says that its memory ends; what is not loaded must be zero.
+    """
 
     offset: int
     filesz: int

@@ -153,6 +153,43 @@ def test_elf_with_everything() -> None:
     assert not image.acpi
 
 
+CHUNK = elf._CHUNK
+
+
+@pytest.mark.parametrize(
+    ("after", "loaded"),
+    [
+        (bytes(CHUNK) + b"code", [(0, CHUNK), (2 * CHUNK, 4)]),
+        (b"\xcc" * CHUNK * 3 + b"code", [(0, CHUNK), (4 * CHUNK, 4)]),
+        (bytes(CHUNK - 1) + b"code", [(0, 2 * CHUNK + 3)]),  # less than a chunk of zeros
+        (b"\xcc" * (CHUNK - 1) + b"\0code", [(0, 2 * CHUNK + 4)]),
+        (bytes(2 * CHUNK), [(0, CHUNK)]),
+        (bytes(CHUNK) + b"a" * CHUNK + bytes(10), [(0, CHUNK), (2 * CHUNK, CHUNK)]),
+        (b"\xcc" * 10, [(0, CHUNK)]),
+    ],
+)
+def test_filler_is_not_loaded(after: bytes, loaded: list[tuple[int, int]]) -> None:
+    text = (BANNER + DRIVERS + BY_COMMAND_LINE).ljust(CHUNK) + after
+    data = make_elf(text)
+    parts = elf.inspect(data).segments
+    assert [(part.paddr - TEXT_AT, part.filesz) for part in parts] == loaded
+    assert all(part.offset - 176 == part.paddr - TEXT_AT for part in parts)
+    assert max(part.paddr + part.memsz for part in parts) == TEXT_AT + len(text) + 4096
+
+
+def test_int3_is_loaded_where_no_code_is() -> None:
+    data = bytearray(make_elf((BANNER + DRIVERS + BY_COMMAND_LINE).ljust(CHUNK) + b"\xcc" * CHUNK))
+    struct.pack_into("<I", data, 64 + 4, 6)  # p_flags: readable, writable
+    assert [part.filesz for part in elf.inspect(bytes(data)).segments] == [2 * CHUNK]
+
+
+def test_a_segment_of_zeros_keeps_its_place() -> None:
+    whole = Segment(0, 2 * CHUNK, TEXT_AT, 5 * CHUNK)
+    assert elf._content(bytes(2 * CHUNK), whole, executable=False) == [
+        Segment(0, 0, TEXT_AT, 5 * CHUNK)
+    ]
+
+
 def test_elf_without_a_pvh_note_is_entered_at_its_entry() -> None:
     assert elf.inspect(make_elf(pvh=None)).pvh_entry is None
 
