@@ -22,6 +22,8 @@ SET_USER_MEMORY_REGION = 0x4020AE46
 SET_TSS_ADDR = 0xAE47
 SET_IDENTITY_MAP_ADDR = 0x4008AE48
 CREATE_IRQCHIP = 0xAE60
+GET_IRQCHIP = 0xC208AE62
+SET_IRQCHIP = 0x8208AE63
 IRQFD = 0x4020AE76
 CREATE_PIT2 = 0x4040AE77
 IOEVENTFD = 0x4040AE79
@@ -101,6 +103,21 @@ class Vm:
 
     def create_irqchip(self) -> None:
         ioctl(self.fd, CREATE_IRQCHIP, 0)
+
+    def hide_pic(self) -> None:
+        """Leave both 8259s masked, and the first waiting for its second initialization word.
+
+        Linux writes the mask of the first and reads it back: what it reads is not what it wrote,
+        so to it there is no PIC (and no ExtINT pin to look for), which saves 400 exits. A guest
+        that initializes the PIC first finds it working.
+        """
+        for chip, init_state in ((0, 1), (1, 0)):
+            state = bytearray(520)  # struct kvm_irqchip: chip_id, pad, struct kvm_pic_state
+            struct.pack_into("<I", state, 0, chip)
+            ioctl(self.fd, GET_IRQCHIP, state)
+            state[8 + 2] = 0xFF  # imr
+            state[8 + 9] = init_state
+            ioctl(self.fd, SET_IRQCHIP, bytes(state))
 
     def create_pit(self) -> None:
         ioctl(self.fd, CREATE_PIT2, struct.pack("<I60x", PIT_SPEAKER_DUMMY))

@@ -81,6 +81,7 @@ class Worker:
         self.vm = kvm.create_vm()
         self.vm.set_tss(layout.IDENTITY_MAP, layout.TSS)
         self.vm.create_irqchip()
+        self.vm.hide_pic()
         self.vm.create_pit()
         where = {name: spec[name] for name in ("hugepages", "node", "prefault")}
         self.memory = GuestMemory(spec["memory"], **where)

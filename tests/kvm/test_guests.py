@@ -16,6 +16,12 @@ from . import tiny
 from .tiny import CODE, FOREVER, HALT, PRINT_EAX, RESET, Guest, fetch, out, out16, store, text
 
 GiB = 1 << 30
+PIC1, PIC2 = 0x20, 0xA0
+
+
+def echo(port: int) -> bytes:
+    """Print what one byte of a port reads as."""
+    return tiny.set_dx(port) + b"\xec" + tiny.set_dx(layout.PORT_SERIAL) + b"\xee"
 
 
 class TestPorts:
@@ -59,11 +65,28 @@ class TestPorts:
 
     @pytest.mark.parametrize("port", [0x64, 0x80, 0xCFC])
     def test_ports_that_nobody_answers_read_as_ones(self, kvm_fd, port):
-        code = tiny.set_dx(port) + b"\xec" + tiny.set_dx(layout.PORT_SERIAL) + b"\xee" + RESET
-        with Guest(kvm_fd, code) as guest:
+        with Guest(kvm_fd, echo(port) + RESET) as guest:
             report = guest.run()
             assert guest.console == b"\xff"
         assert report["exits"]["pio"] == 2
+
+    def test_a_pic_that_is_hidden(self, kvm_fd):
+        """As Linux looks for one: the mask that it writes is not the mask that it reads."""
+        code = out(PIC2 + 1, 0xFF) + out(PIC1 + 1, 0xFB) + echo(PIC1 + 1) + RESET
+        for hide, mask in ((False, b"\xfb"), (True, b"\xff")):
+            with Guest(kvm_fd, code) as guest:
+                if hide:
+                    guest.vm.hide_pic()
+                guest.run()
+                assert guest.console == mask
+
+    def test_a_hidden_pic_works_once_it_is_initialized(self, kvm_fd):
+        words = [(PIC1, 0x11), (PIC1 + 1, 0x30), (PIC1 + 1, 4), (PIC1 + 1, 1), (PIC1 + 1, 0xFB)]
+        code = b"".join(out(port, value) for port, value in words) + echo(PIC1 + 1) + RESET
+        with Guest(kvm_fd, code) as guest:
+            guest.vm.hide_pic()
+            guest.run()
+            assert guest.console == b"\xfb"
 
     def test_marks(self, kvm_fd):
         code = text(b"a") + out(layout.PORT_MARK, 1) + text(b"bc") + out(layout.PORT_MARK, 2)
