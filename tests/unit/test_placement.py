@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,10 +142,18 @@ def test_what_cannot_be_meant(options, message):
 # ---- what the worker is told ----
 
 
-def test_nothing_asked_for_is_nothing_told_and_nothing_read(monkeypatch):
-    monkeypatch.setattr(placement, "find", None)
-    config = Config("image")
-    assert plan.place(config) is plan.ANYWHERE
+@pytest.mark.parametrize(("options", "imported"), [("", False), (", prefault=True", True)])
+def test_only_a_run_that_asks_for_it_imports_it(options, imported):
+    script = (
+        "import sys; from pyvmm import plan; from pyvmm.config import Config; "
+        f"plan.place(Config('image'{options})); print('pyvmm.placement' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert done.stdout == b"%r\n" % imported
+
+
+def test_nothing_asked_for_is_nothing_told():
+    assert plan.place(Config("image")) is plan.ANYWHERE
     told = {"hugepages": 0, "node": None, "prefault": False, "affinity": [], "pins": []}
     assert told == plan.ANYWHERE
 
