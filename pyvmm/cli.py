@@ -115,9 +115,12 @@ def _run(a: Values) -> int:
 
     machine = Machine(a.image, command or None, progress=say, **options)
     machine.began = began
-    with machine:
-        result = machine.wait()
-    return _deliver(result, outputs, a)
+    try:
+        machine.start()
+        return _deliver(machine.wait(), outputs, a)
+    except BaseException:
+        machine.kill()
+        raise
 
 
 def _deliver(result: Result, outputs: dict[str, str], a: Values) -> int:

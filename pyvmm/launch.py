@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 REPORT_GRACE = 10.0  # seconds for the worker to report after it was told to stop
+DYING = 1.0  # seconds for a worker that has closed its socket to be gone
 MAX_REPORT = 1 << 20
 
 
@@ -164,11 +165,12 @@ class WorkerProcess:
 
     def report(self) -> dict[str, Any]:
         """Its report, after stop() or an end of its own; empty if it died without one."""
-        poll = select.poll()
-        poll.register(self.control, select.POLLIN)
         message = b""
-        if poll.poll(REPORT_GRACE * 1000):
+        if _readable(self.control, REPORT_GRACE):
             message = self._receive()
+            self._meet()
+            if not message:
+                _readable(self._life, DYING)  # it may still be writing its last words
         if not message:
             self.kill()
         self._over = True
@@ -227,6 +229,12 @@ class WorkerProcess:
             self._log = -1
             if self._pidfd >= 0:
                 os.close(self._pidfd)
+
+
+def _readable(sock: socket, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _text(log: int) -> str:

@@ -6,6 +6,7 @@ import os
 import struct
 
 from .errors import GuestError
+from .quick_json import dumps
 from .record import Record, field
 
 TYPE_CHECKING = False  # see record.py
@@ -80,16 +81,18 @@ class Result(Record):
     """the tail of the guest's console"""
 
     def to_json(self) -> str:
-        """All of it; bytes as text where they are UTF-8, else as ``{"base64": …}``."""
-        import json
-
-        return json.dumps(vars(self), default=_plain, indent=2)
+        """All of it, a field a line; bytes as text where they are UTF-8, else ``{"base64": …}``."""
+        lines = (f"  {dumps(name)}: {dumps(_plain(value))}" for name, value in vars(self).items())
+        return "{\n" + ",\n".join(lines) + "\n}"
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Usage):
         return vars(value)
-    assert isinstance(value, bytes)
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if not isinstance(value, bytes):
+        return value
     try:
         return value.decode()
     except UnicodeDecodeError:

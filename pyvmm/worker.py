@@ -34,6 +34,7 @@ CONTROL = 3
 NAME = "pyvmm-worker"
 MAX_SPEC = 1 << 20
 MAX_FDS = 16
+LINGER_MS = 1000
 END_NAMES = ("none", "reset", "crash", "unknown", "errno", "stopped")
 EXIT_KINDS = ("serial", "pio", "mmio", "signal", "other")
 MARKS = ("", "init", "program", "ended")
@@ -62,6 +63,10 @@ def main() -> None:
         control.sendall(dumps(report).encode())
     except BrokenPipeError:
         return  # the caller has gone: nobody to tell
+    # Tearing the VM down is for when the caller has gone on, lest it take the CPU from it.
+    poll = select.poll()
+    poll.register(control, 0)
+    poll.poll(LINGER_MS)
 
 
 class Worker:
