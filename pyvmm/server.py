@@ -20,6 +20,7 @@ from . import worker
 from ._core import ffi, lib
 
 FDS = 3
+NAME = "pyvmm-server"
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 SIGKILL = 9
 
@@ -29,7 +30,7 @@ def main(requests: int) -> None:
     signal(SIGTERM, SIG_DFL)
     signal(SIGPIPE, SIG_DFL)
     pthread_sigmask(SIG_BLOCK, [SIGINT])  # the terminal's ^C is for the caller
-    _name(b"pyvmm-server")
+    _name(NAME)
     Server(socket(AF_UNIX, SOCK_SEQPACKET, 0, requests)).run()
 
 
@@ -57,6 +58,7 @@ class Server:
         life = socket(AF_UNIX, SOCK_SEQPACKET, 0, line)
         self._wait_for_leavers()
         us = os.getpid()
+        _name(worker.NAME)  # what is born with it never has another
         try:
             pid = os.fork()
         except OSError as e:
@@ -69,6 +71,7 @@ class Server:
             self._workers[pidfd] = pid, life
             self._poll.register(pidfd, select.POLLIN)
             _tell(life, pid, pidfd)
+        _name(NAME)
         os.close(control)
         os.close(log)
         return True
@@ -99,7 +102,6 @@ def _tell(life: socket, number: int, *fds: int) -> None:
 def _become_worker(server: int, control: int, log: int) -> None:
     code = 1
     try:
-        _name(worker.NAME.encode())
         lib.prctl(PR_SET_PDEATHSIG, ffi.cast("unsigned long", SIGKILL))
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -113,6 +115,6 @@ def _become_worker(server: int, control: int, log: int) -> None:
     os._exit(code)
 
 
-def _name(name: bytes) -> None:
+def _name(name: str) -> None:
     """For ps."""
-    lib.prctl(PR_SET_NAME, ffi.from_buffer(name + b"\0"))
+    lib.prctl(PR_SET_NAME, ffi.from_buffer(name.encode() + b"\0"))
