@@ -149,6 +149,10 @@ class TestCommandLine:
         ]
         assert "virtio_mmio" not in plan.cmdline(acpi_kernel=True, devices=2, extra="")
 
+    def test_no_pci_only_where_linux_would_look_for_it(self):
+        assert "pci=off" in plan.cmdline(acpi_kernel=True, devices=2, extra="").split()
+        assert "pci=off" not in plan.cmdline(acpi_kernel=False, devices=2, extra="").split()
+
     def test_extra_comes_last(self):
         assert plan.cmdline(acpi_kernel=True, devices=0, extra="a b").endswith(" a b")
 
