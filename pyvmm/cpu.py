@@ -77,11 +77,25 @@ def _adjust(leaf: Leaf, index: int, vcpus: int, deadline: bool, last: int) -> Le
     return function, sub, flags, eax, ebx, ecx, edx
 
 
+def xcr0(supported: list[Leaf]) -> int:
+    """Every state that XSAVE may have here: what Linux sets XCR0 to, 0 where there is no XSAVE.
+
+    KVM computes leaf 0xd from the XCR0 that it knows of, and QEMU's software CPU lets a guest set
+    its own without an exit: there, Linux would find sizes that do not agree and give up XSAVE.
+    """
+    found = (
+        eax | edx << 32 for leaf, sub, _, eax, _, _, edx in supported if (leaf, sub) == (0xD, 0)
+    )
+    return next(found, 0)
+
+
 def set_up(kvm: Kvm, vcpu: Vcpu, index: int, vcpus: int, supported: list[Leaf]) -> None:
     """Give a fresh vCPU everything but its entry point."""
     deadline = bool(kvm.extension(CAP_TSC_DEADLINE_TIMER))
     vcpu.set_cpuid(cpuid(supported, index, vcpus, vcpu.tsc_khz(), deadline))
     vcpu.set_msrs(MSRS)
+    if features := xcr0(supported):
+        vcpu.set_xcr0(features)
     vcpu.set_fpu(struct.pack("<128xH278xI4x", 0x37F, 0x1F80))  # FCW, MXCSR: their reset values
     lapic = bytearray(vcpu.get_lapic())
     for register, mode in ((0x350, 7), (0x360, 4)):  # LINT0: ExtINT, LINT1: NMI

@@ -38,6 +38,7 @@ GET_LAPIC = 0x8400AE8E
 SET_LAPIC = 0x4400AE8F
 SET_CPUID2 = 0x4008AE90
 GET_TSC_KHZ = 0xAEA3
+SET_XCRS = 0x4188AEA7
 GET_STATS_FD = 0xAECE
 
 CAPABILITIES = {
@@ -169,6 +170,10 @@ class Vcpu:
 
     def set_fpu(self, fpu: bytes) -> None:
         ioctl(self.fd, SET_FPU, fpu)
+
+    def set_xcr0(self, features: int) -> None:
+        # struct kvm_xcrs: nr_xcrs, flags, then each: number, reserved, value
+        ioctl(self.fd, SET_XCRS, struct.pack("<IIIIQ368x", 1, 0, 0, 0, features))
 
     def get_lapic(self) -> bytes:
         return self._get(GET_LAPIC)

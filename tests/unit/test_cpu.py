@@ -114,6 +114,12 @@ def test_without_extended_topology_none_is_made_up():
     assert not functions & {0xB, 0x1F}
 
 
+def test_xcr0_is_all_that_xsave_may_have():
+    assert cpu.xcr0(CANNED) == 0
+    leaf = [(0xD, 1, 1, 0xF, 0, 0x1800, 0), (0xD, 0, 1, 0x602E7, 0x240, 0x2B00, 1)]
+    assert cpu.xcr0([*CANNED, *leaf]) == 0x1_000602E7
+
+
 RESET = bytes(range(256)) + bytes(range(56))
 
 
