@@ -218,12 +218,10 @@ class WorkerProcess:
             return
         try:
             self.kill()
-            if wait and self._pidfd >= 0:
-                poll = select.poll()
-                poll.register(self._pidfd, select.POLLIN)
-                poll.poll(REPORT_GRACE * 1000)
         finally:
-            self.control.close()
+            self.control.close()  # for which one that has reported waits
+            if wait and self._pidfd >= 0:
+                _readable(self._pidfd, REPORT_GRACE)
             self._life.close()
             os.close(self._log)
             self._log = -1
@@ -231,7 +229,7 @@ class WorkerProcess:
                 os.close(self._pidfd)
 
 
-def _readable(sock: socket, seconds: float) -> bool:
+def _readable(sock: socket | int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
