@@ -31,9 +31,13 @@ CONSOLE_LINES = 40  # of it after a crash: a panic and its call trace
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``pyvmm``."""
     signal(SIGTERM, _terminated)
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a closed standard stream: nothing of ours may get its number
+    os.close(fd)
     try:
         code = _command(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except PyvmmError as e:
         say(str(e))
         if isinstance(e, GuestError):
@@ -45,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = 130
     except BrokenPipeError:
         code = 128 + SIGPIPE
+    except OSError as e:  # a full disk under our output
+        say(str(e))
+        code = PyvmmError.exit_code
     # All is closed and flushed: taking the interpreter down would cost as much as it did to start.
     os._exit(code)
 

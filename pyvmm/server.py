@@ -43,11 +43,11 @@ class Server:
 
     def run(self) -> None:
         while True:
-            for fd, _ in self._poll.poll():
-                if fd != self._requests.fileno():
-                    self._ended(fd)
-                elif not self._serve():
-                    return
+            ready = {fd for fd, _ in self._poll.poll()}
+            for pidfd in ready & self._workers.keys():
+                self._ended(pidfd)
+            if self._requests.fileno() in ready and not self._serve():
+                return
 
     def _serve(self) -> bool:
         message, ancillary, _, _ = self._requests.recvmsg(16, CMSG_SPACE(4 * FDS))
