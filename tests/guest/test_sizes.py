@@ -76,16 +76,13 @@ def overhead(facts: dict[str, list[str]], vcpus: int, memory: int) -> tuple[int,
 
     A struct page of 64 bytes for every page it takes in any case. At most also: its own image; the
     hash tables of dentries and inodes (a 512th and a 1024th of RAM); 256 KiB of per-CPU data a
-    CPU; 64 MiB of bounce buffers as soon as there is RAM that a 32-bit device would not reach; and
-    4 MiB of what is small.
+    CPU; and 4 MiB of what is small. No bounce buffers: they would be 64 MiB as soon as there is RAM
+    above 4 GiB (plan.py, swiotlb=).
     """
     pages = memory // PAGE * 64
     ((start, _),) = ranges(facts["iomem"], "Kernel code")
     ((_, end),) = ranges(facts["iomem"], "Kernel bss")
-    bounce = 64 * MIB if expected_ram(memory)[-1][1] > 4 * GIB else 0
-    most = (
-        pages + end - start + memory // 512 + memory // 1024 + vcpus * 256 * KIB + bounce + 4 * MIB
-    )
+    most = pages + end - start + memory // 512 + memory // 1024 + vcpus * 256 * KIB + 4 * MIB
     return pages, most
 
 
