@@ -85,18 +85,26 @@ def look(pid: int | None) -> Seen:
 
 
 def machine(**options: object) -> pyvmm.Machine:
-    command = ["sh", "-c", "echo ready; exec sleep 1"]
+    command = ["sh", "-c", "echo ready; exec sleep 3600"]
     options = {"kernel": "minimal", "memory": MEMORY_KB << 10} | options
     return pyvmm.Machine(IMAGES / "shell", command, **options)  # type: ignore[arg-type]
 
 
-def watch(**options: object) -> tuple[pyvmm.Result, Seen]:
-    """Run a guest; look while its program runs."""
+def watch(begin: list[Seen] | None = None, **options: object) -> Seen:
+    """Run a guest, look while its program sleeps, and end it. ``begin`` gets the first sight."""
     seen: list[Seen] = []
-    with machine(on_stdout=lambda _: seen.append(look(vm.pid)), **options) as vm:
-        result = vm.wait()
-    assert (result.exit_code, len(seen)) == (0, 1)
-    return result, seen[0]
+
+    def ready(_output: bytes) -> None:
+        seen.append(look(vm.pid))
+        vm.stop()
+
+    with machine(on_stdout=ready, **options) as vm:
+        if begin is not None:
+            begin.append(first_sight(vm, "vcpu00"))
+        with pytest.raises(pyvmm.GuestError, match="stopped"):
+            vm.wait()
+    assert len(seen) == 1
+    return seen[0]
 
 
 def first_sight(vm: pyvmm.Machine, *threads: str) -> Seen:
@@ -113,7 +121,7 @@ def first_sight(vm: pyvmm.Machine, *threads: str) -> Seen:
 @pytest.fixture(scope="module")
 def ordinary() -> Seen:
     """A run that asks for nothing."""
-    return watch()[1]
+    return watch()
 
 
 def text(cpus: list[int]) -> str:
@@ -131,7 +139,7 @@ def test_asked_for_nothing(ordinary: Seen) -> None:
 def test_2m_pages(pages: Reserve) -> None:
     assert pages("2M", MEMORY_KB // 2048)
     before = pool_2m()
-    _, seen = watch(hugepages="2M")
+    seen = watch(hugepages="2M")
     assert (seen.ram["Size"], seen.ram["KernelPageSize"]) == (MEMORY_KB, 2048)
     assert 0 < seen.ram["Private_Hugetlb"] < MEMORY_KB
     assert pool_2m() == before  # at once: the next run needs them
@@ -139,7 +147,7 @@ def test_2m_pages(pages: Reserve) -> None:
 
 def test_1g_pages_or_why_not(host: Host, pages: Reserve) -> None:
     if pages("1G", 1):
-        _, seen = watch(hugepages="1G", memory="1G")
+        seen = watch(hugepages="1G", memory="1G")
         assert (seen.ram["Size"], seen.ram["KernelPageSize"]) == (1 << 20, 1 << 20)
         assert seen.ram["Private_Hugetlb"] + seen.ram["Shared_Hugetlb"] == 1 << 20
     else:
@@ -153,7 +161,7 @@ def test_1g_pages_or_why_not(host: Host, pages: Reserve) -> None:
 
 
 def test_numa_node() -> None:
-    _, seen = watch(numa_node=0)
+    seen = watch(numa_node=0)
     assert seen.policy == "bind:0"
     node = Path("/sys/devices/system/node/node0/cpulist").read_text().strip()
     assert seen.cpus == dict.fromkeys(("main", "io", "vcpu00"), node)
@@ -164,7 +172,7 @@ def test_all_at_once_by_the_command(host: Host, pages: Reserve) -> None:
     before = pool_2m()
     last = str(CPUS[-1])
     running = host.start(
-        "sh", "-c", "echo ready; exec sleep 1", kernel="minimal", memory="128M", vcpus="2",
+        "sh", "-c", "echo ready; exec sleep 8", kernel="minimal", memory="128M", vcpus="2",
         hugepages="2M", numa_node="0", cpu_list=last, prefault="",
     )  # fmt: skip
     running.until(b"ready")
@@ -198,11 +206,9 @@ def test_pins_leave_the_rest_to_the_rest() -> None:
 
 def test_prefault(ordinary: Seen) -> None:
     """All memory is there when a vCPU first is, and the guest's own touching faults no more."""
-    seen: list[Seen] = []
-    with machine(prefault=True, on_stdout=lambda _: seen.append(look(vm.pid))) as vm:
-        seen.append(first_sight(vm, "vcpu00"))
-        vm.wait()
-    begin, ready = seen
+    first: list[Seen] = []
+    ready = watch(first, prefault=True)
+    (begin,) = first
     assert begin.ram["Rss"] == ready.ram["Rss"] == MEMORY_KB
     assert ready.faults < ordinary.faults
 
