@@ -59,8 +59,10 @@ def _histogram(kernel: str, vmm: str, counts: list[Any]) -> str:
 
 
 def write_docs() -> None:
-    """Put the page where docs/performance.md has the last one."""
-    head, begin, rest = PAGE.read_text().partition("<!-- bench: begin -->\n")
-    _, end, tail = rest.partition("<!-- bench: end -->")
-    body = (BUILD / "bench.md").read_text()
-    PAGE.write_text(head + begin + "\n" + body + "\n" + end + tail)
+    """Put the pages where docs/performance.md has the last ones."""
+    for name in ("bench", "bench-peers"):
+        if (BUILD / f"{name}.md").exists():
+            head, begin, rest = PAGE.read_text().partition(f"<!-- {name}: begin -->\n")
+            _, end, tail = rest.partition(f"<!-- {name}: end -->")
+            body = (BUILD / f"{name}.md").read_text()
+            PAGE.write_text(head + begin + "\n" + body + "\n" + end + tail)
