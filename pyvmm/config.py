@@ -79,6 +79,8 @@ class Config(Record):
             raise UsageError(f"vcpus {self.vcpus}: must be 1 to {MAX_VCPUS}")
         if self.timeout is not None and self.timeout <= 0:
             raise UsageError(f"timeout {self.timeout}: must be more than 0 seconds")
+        if self.boot_timeout <= 0:
+            raise UsageError(f"boot_timeout {self.boot_timeout}: must be more than 0 seconds")
         for path in self.outputs:
             if not path.startswith("/"):
                 raise UsageError(f"output {path!r}: must be an absolute path in the guest")

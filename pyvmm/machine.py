@@ -113,7 +113,8 @@ class Machine:
         self._session = Session(
             config.outputs, config.max_output_bytes, config.on_stdout, config.on_stderr
         )
-        self._outgoing = bytearray(self._config_frame())
+        self._outgoing = bytearray()
+        self._configured = False
         self._input = None if config.stdin is None else results.Input(config.stdin)
         self._times["spawned"] = time.monotonic()
 
@@ -189,6 +190,9 @@ class Machine:
             received = session.received
             if not self._pump(deadline):
                 return session.end
+            if session.hello and not self._configured:  # not before: it has the time of day
+                self._configured = True
+                self._outgoing += self._config_frame()
             now = time.monotonic()
             if phase == "boot" and session.started_ns is not None:
                 phase = "program"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from . import initramfs, kernel, layout
-from .config import Config, environment, host_cpus, program
+from .config import Config, environment, program
 from .errors import KernelError
 from .oci import Image
 from .record import Record
@@ -39,7 +39,7 @@ CMDLINE = [
 CMDLINE_ACPI = [
     "pci=off",  # 91 exits look for a bus that is not there
 ]
-# What the worker is told of the host: any pages, where it was started (else see placement.find).
+# What the worker is told of the host: any pages, any of our CPUs (else see placement.find).
 ANYWHERE: dict[str, Any] = {
     "hugepages": 0,  # bytes
     "node": None,
@@ -97,7 +97,8 @@ class Plan(Record):
 
 def make(config: Config, image: Image, progress: Any = None) -> Plan:
     """Decide. Raises PyvmmError for an image or kernel that cannot be run as configured."""
-    placed = place(config)
+    placed = dict(place(config))
+    placed["affinity"] = placed["affinity"] or sorted(os.sched_getaffinity(0))
     found = kernel.find(config.kernel, progress=progress)
     address = found.pvh_entry if config.entry == "pvh" else found.entry
     if address is None:
@@ -147,7 +148,7 @@ def place(config: Config) -> dict[str, Any]:
 
 
 def _warnings(config: Config, placed: dict[str, Any]) -> list[str]:
-    cpus = len(set(placed["pins"] or placed["affinity"])) or host_cpus()
+    cpus = len(set(placed["pins"] or placed["affinity"]))
     if config.vcpus > cpus:
         return [f"{config.vcpus} vCPUs share {cpus} host CPUs: timings will suffer"]
     return []

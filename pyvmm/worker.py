@@ -76,8 +76,7 @@ class Worker:
         self.spec = spec
         self.fds = fds
         self.times = {"ready": time.monotonic_ns()}
-        if spec["affinity"]:
-            run_on(spec["affinity"])  # before there are threads, which inherit it, or memory
+        run_on(spec["affinity"])  # before there are threads, which inherit it, or memory
         self.core = lib.vm_new()
         if self.core == ffi.NULL:
             raise HostError("cannot make a VM: out of memory or file descriptors")

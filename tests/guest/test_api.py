@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
 
 import pytest
-from harness import IMAGES, Host, gone, workers
+from harness import IMAGES, Host, gone, parent, workers
 
 import pyvmm
 
@@ -37,6 +38,22 @@ def test_result() -> None:
     assert set(result.marks) == {"init", "program", "ended"}
     assert 0 < result.timings["program"] < result.timings["total"]
     assert result.exits["kvm"] >= sum(v for k, v in result.exits.items() if k != "kvm") > 0
+
+
+def test_the_guest_knows_the_time() -> None:
+    before = time.time()
+    clock = int(run("date", "+%s").stdout)
+    assert before - 2 < clock < time.time() + 1
+
+
+def test_library_runs_have_one_server() -> None:
+    """And they follow the caller, whose CPUs may have changed since the server was made."""
+    with machine("sleep", "3600") as first, machine("sleep", "3600") as second:
+        assert first.pid is not None
+        assert second.pid is not None
+        assert first.pid != second.pid
+        assert parent(first.pid) == parent(second.pid)
+        assert parent(parent(first.pid)) == os.getpid()
 
 
 def test_killed_by_a_signal() -> None:

@@ -94,6 +94,7 @@ def overhead(facts: dict[str, list[str]], vcpus: int, memory: int) -> tuple[int,
 def test_size(host: Host, kernel: str, entry: str, vcpus: int, memory: int) -> None:
     done = host.run(
         "sh", "-c", SCRIPT, kernel=kernel, entry=entry, vcpus=str(vcpus), memory=str(memory),
+        boot_timeout="400", limit=480,  # 16 vCPUs take turns on the one CPU of the kvmbox
         privileged="",  # /proc/iomem and pagemap hide addresses from others
     )  # fmt: skip
     assert (done.code, done.err) == (0, sharing(vcpus)), done.out
