@@ -77,13 +77,25 @@ def idle(subject: Subject) -> Iterator[int]:
             process.send_signal(signal.SIGTERM)
 
 
-def _worker(parent: int) -> int:
+def _worker(command: int) -> int:
+    """The process below the command's that holds the VM."""
+    parents: dict[int, int] = {}
     for directory in Path("/proc").iterdir():
         if directory.name.isdecimal():
             try:
                 fields = (directory / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue  # it has ended since
-            if int(fields[1]) == parent:
-                return int(directory.name)
-    raise SystemExit(f"bench: pyvmm (process {parent}) has no worker; here is {os.getpid()}")
+            parents[int(directory.name)] = int(fields[1])
+    for pid in parents:
+        above = pid
+        while above in parents and above != command:
+            above = parents[above]
+        if above == command and _holds_vm(pid):
+            return pid
+    raise SystemExit(f"bench: pyvmm (process {command}) has no worker; here is {os.getpid()}")
+
+
+def _holds_vm(pid: int) -> bool:
+    links = Path(f"/proc/{pid}/fd").iterdir()
+    return any(os.readlink(link) == "anon_inode:kvm-vm" for link in links)
