@@ -169,6 +169,8 @@ struct vm {
 	struct serial serial;
 	struct vcpu *vcpus[VM_MAX_VCPUS];
 	unsigned n_vcpus;
+	struct kvm_coalesced_mmio_ring *coalesced; /* NULL if KVM has none */
+	pthread_mutex_t coalesced_lock;
 	int epoll_fd, done_fd;
 	struct event wake; /* ends the io thread */
 	pthread_t io_thread;

@@ -70,6 +70,8 @@ int vm_bind_memory(void *host, uint64_t size, uint32_t node);
 
 int vm_add_vcpu(struct vm *vm, int fd, uint64_t run_size, int stats_fd, uint64_t stats_offset);
 
+/* The ring of coalesced MMIO is at this offset of a vCPU's mapping. */
+int vm_coalesce(struct vm *vm, uint64_t offset);
 /* Run a vCPU on this host CPU and no other; without it, its thread may run where its maker may. */
 int vm_pin_vcpu(struct vm *vm, uint32_t index, uint32_t host_cpu);
 int vm_start(struct vm *vm);

@@ -17,6 +17,9 @@
 #include "core.h"
 
 #define KICK_SIGNAL SIGUSR1
+/* KVM_COALESCED_MMIO_MAX, whose PAGE_SIZE user space does not have */
+#define COALESCED_MAX                                                                              \
+	((4096 - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
 
 static uint64_t now_ns(void)
 {
@@ -115,6 +118,25 @@ static bool vcpu_port_io(struct vcpu *v)
 	return true;
 }
 
+/* What the guest wrote to registers that nobody reads, before the exit at hand (api.rst §4.116). */
+static void coalesced_take(struct vm *vm)
+{
+	struct kvm_coalesced_mmio_ring *ring = vm->coalesced;
+	uint32_t at, end;
+
+	if (!ring)
+		return;
+	pthread_mutex_lock(&vm->coalesced_lock);
+	end = __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE);
+	for (at = ring->first; at != end; at = (at + 1) % COALESCED_MAX) {
+		struct kvm_coalesced_mmio *write = &ring->coalesced_mmio[at];
+
+		vm_mmio(vm, write->phys_addr, write->data, write->len, true);
+	}
+	__atomic_store_n(&ring->first, at, __ATOMIC_RELEASE);
+	pthread_mutex_unlock(&vm->coalesced_lock);
+}
+
 /* Handle one exit; false once the vCPU is to run no more. */
 static bool vcpu_exit(struct vcpu *v)
 {
@@ -125,6 +147,7 @@ static bool vcpu_exit(struct vcpu *v)
 		return vcpu_port_io(v);
 	case KVM_EXIT_MMIO:
 		v->exits[VM_EXIT_MMIO]++;
+		coalesced_take(v->vm);
 		vm_mmio(v->vm, run->mmio.phys_addr, run->mmio.data, run->mmio.len,
 			run->mmio.is_write);
 		return true;
@@ -194,6 +217,14 @@ int vm_add_vcpu(struct vm *vm, int fd, uint64_t run_size, int stats_fd, uint64_t
 		return -errno;
 	}
 	vm->vcpus[vm->n_vcpus++] = v;
+	return 0;
+}
+
+int vm_coalesce(struct vm *vm, uint64_t offset)
+{
+	if (!vm->n_vcpus || offset + 4096 > vm->vcpus[0]->run_size)
+		return -EINVAL;
+	vm->coalesced = (void *)((uint8_t *)vm->vcpus[0]->run + offset);
 	return 0;
 }
 

@@ -61,7 +61,8 @@ static void console_write(const char *what)
 	text_add(&t, "pyvmm-init: ");
 	text_add(&t, what);
 	text_add(&t, "\n");
-	sys_write(CONSOLE_FD, buf, t.len);
+	if (!host_print(buf, t.len))
+		sys_write(CONSOLE_FD, buf, t.len);
 }
 
 void log_line(const char *what, long err)

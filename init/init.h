@@ -12,6 +12,7 @@
 /* host.c: the machine and the host outside. The unit tests link their own. */
 enum host_mark { MARK_INIT = 1, MARK_START = 2, MARK_END = 3 };
 void host_open_ports(void);
+bool host_print(const char *text, size_t length);
 void host_drop_ports(void);
 void host_mark(enum host_mark mark);
 int host_connect(void);

@@ -24,6 +24,7 @@ SET_IDENTITY_MAP_ADDR = 0x4008AE48
 CREATE_IRQCHIP = 0xAE60
 GET_IRQCHIP = 0xC208AE62
 SET_IRQCHIP = 0x8208AE63
+REGISTER_COALESCED_MMIO = 0x4010AE67
 IRQFD = 0x4020AE76
 CREATE_PIT2 = 0x4040AE77
 IOEVENTFD = 0x4040AE79
@@ -53,6 +54,7 @@ CAPABILITIES = {
     "READONLY_MEM": 81,
     "IMMEDIATE_EXIT": 136,
 }
+CAP_COALESCED_MMIO = 15
 CAP_MAX_VCPUS = 66
 CAP_TSC_DEADLINE_TIMER = 72
 CAP_BINARY_STATS_FD = 203
@@ -137,6 +139,10 @@ class Vm:
         """Signal ``fd`` when the guest writes 32 bits (None: any) to ``address``."""
         flags = 0 if value is None else IOEVENTFD_DATAMATCH
         ioctl(self.fd, IOEVENTFD, struct.pack("<QQIiI36x", value or 0, address, 4, fd, flags))
+
+    def coalesce(self, address: int, size: int) -> None:
+        """Keep the guest's writes there in the ring until another exit to user space."""
+        ioctl(self.fd, REGISTER_COALESCED_MMIO, struct.pack("<QII", address, size, 0))
 
     def irqfd(self, fd: int, gsi: int) -> None:
         ioctl(self.fd, IRQFD, struct.pack("<III20x", fd, gsi, 0))

@@ -55,6 +55,9 @@ PORT_RESET = 0x604
 # Registers of a virtio-mmio device that KVM itself takes (Virtio 1.2 §4.2.2)
 QUEUE_NOTIFY = 0x50
 INTERRUPT_ACK = 0x64
+# Those that the driver only writes, and that mean nothing before it writes another: DriverFeatures
+# and its Sel, the queue's size, and its six addresses. (address, bytes)
+WRITE_ONLY = ((0x20, 8), (0x38, 4), (0x80, 40))
 
 GSI_SERIAL = 4
 GSI_DEVICES = 5

@@ -22,7 +22,7 @@ from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET, socket
 from . import boot, cpu, layout
 from ._core import ffi, lib
 from .errors import HostError, PyvmmError
-from .kvm import CAP_BINARY_STATS_FD, MEM_READONLY, Kvm, Vcpu
+from .kvm import CAP_BINARY_STATS_FD, CAP_COALESCED_MMIO, MEM_READONLY, Kvm, Vcpu
 from .memory import GuestMemory
 from .quick_json import dumps
 
@@ -100,6 +100,12 @@ class Worker:
         self._add_devices()
         self.counters: list[tuple[int, int]] = []
         self.vcpus = self._add_vcpus(kvm)
+        # The capability's value is the page of a vCPU's mapping that the ring is in.
+        if page := kvm.extension(CAP_COALESCED_MMIO):
+            check(lib.vm_coalesce(self.core, page * layout.PAGE))
+            for slot in range(spec["devices"]):
+                for offset, size in layout.WRITE_ONLY:
+                    self.vm.coalesce(layout.device(slot)[0] + offset, size)
         boot.enter(self.vcpus[0], spec)
 
     def _add_serial(self) -> None:

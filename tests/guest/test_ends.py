@@ -40,6 +40,16 @@ def test_16_panic_at_boot(host: Host, kernel: str) -> None:
     assert b"Kernel panic - not syncing: " in done.err.partition(CONSOLE)[2]
 
 
+def test_16_panic_without_a_console_driver(host: Host, kernel: str) -> None:
+    """As everybody runs it, who does not ask for --console."""
+    done = host.run("true", kernel=kernel, cmdline_extra="rdinit=/nonexistent root=/dev/none")
+    assert (done.code, done.out) == (125, b"")
+    line, _, console = done.err.partition(b"\n")
+    assert line.startswith(b"pyvmm: guest kernel panic: VFS: Unable to mount root fs on ")
+    assert console.startswith(CONSOLE)
+    assert b"Kernel panic - not syncing: " in console
+
+
 def test_16_panic_while_the_program_runs(host: Host, kernel: str) -> None:
     running = host.start(
         "sh", "-c", "echo before; probe eat", kernel=kernel, memory="192M", console="",

@@ -153,8 +153,11 @@ class TestCommandLine:
         assert "pci=off" in plan.cmdline(acpi_kernel=True, devices=2, extra="").split()
         assert "pci=off" not in plan.cmdline(acpi_kernel=False, devices=2, extra="").split()
 
-    def test_extra_comes_last(self):
-        assert plan.cmdline(acpi_kernel=True, devices=0, extra="a b").endswith(" a b")
+    def test_only_the_console_comes_after_extra(self):
+        line = plan.cmdline(acpi_kernel=True, devices=0, extra="a b")
+        assert line.endswith(" a b 8250.nr_uarts=0 earlyprintk=ttyS0,115200,keep")
+        line = plan.cmdline(acpi_kernel=True, devices=0, extra="a b", live=True)
+        assert line.endswith(" a b console=ttyS0 8250.nr_uarts=1 8250.skip_txen_test=1")
 
     def test_longest(self):
         room = 4095 - len(plan.cmdline(acpi_kernel=True, devices=0, extra="")) - 1
