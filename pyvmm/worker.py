@@ -100,12 +100,7 @@ class Worker:
         self._add_devices()
         self.counters: list[tuple[int, int]] = []
         self.vcpus = self._add_vcpus(kvm)
-        # The capability's value is the page of a vCPU's mapping that the ring is in.
-        if page := kvm.extension(CAP_COALESCED_MMIO):
-            check(lib.vm_coalesce(self.core, page * layout.PAGE))
-            for slot in range(spec["devices"]):
-                for offset, size in layout.WRITE_ONLY:
-                    self.vm.coalesce(layout.device(slot)[0] + offset, size)
+        self._coalesce(kvm)
         boot.enter(self.vcpus[0], spec)
 
     def _add_serial(self) -> None:
@@ -156,6 +151,17 @@ class Worker:
         for index, host_cpu in enumerate(self.spec["pins"]):
             check(lib.vm_pin_vcpu(self.core, index, host_cpu))
         return vcpus
+
+    def _coalesce(self, kvm: Kvm) -> None:
+        """Let writes that mean nothing yet wait for the next exit."""
+        # The capability's value is the page of a vCPU's mapping that the ring is in.
+        page = kvm.extension(CAP_COALESCED_MMIO)
+        if not page:
+            return
+        check(lib.vm_coalesce(self.core, page * layout.PAGE))
+        for slot in range(self.spec["devices"]):
+            for offset, size in layout.WRITE_ONLY:
+                self.vm.coalesce(layout.device(slot)[0] + offset, size)
 
     def run(self, control: socket) -> dict[str, Any]:
         """Start the guest, wait for its end or the caller's word, and report."""

@@ -6,11 +6,14 @@ import os
 import struct
 import time
 from fcntl import ioctl
+from types import SimpleNamespace
 
 import pytest
 from pyvmm._core import lib
 
 from pyvmm import layout
+from pyvmm.kvm import Kvm
+from pyvmm.worker import Worker
 
 from . import tiny
 from .tiny import CODE, FOREVER, HALT, PRINT_EAX, RESET, Guest, fetch, out, out16, store, text
@@ -257,9 +260,11 @@ class TestMmio:
             guest.run()
             assert guest.console == b"\xff" * 4
 
-    def test_rng_from_kick_to_used_ring(self, kvm_fd):
+    @pytest.mark.parametrize("coalesced", [0, 6])
+    def test_rng_from_kick_to_used_ring(self, kvm_fd, coalesced):
         """The guest sets the device up, kicks it through an ioeventfd (no exit to user space), and
-        polls the used ring until the io thread has filled its buffer."""
+        polls the used ring until the io thread has filled its buffer. Half of the set-up may wait
+        in KVM's ring."""
         base, _ = layout.device(0)
         desc, avail, used, buffer = 0x200000, 0x201000, 0x202000, 0x203000
         setup = [
@@ -274,6 +279,9 @@ class TestMmio:
             memory.write(desc, struct.pack("<QIHH", buffer, 64, 2, 0))
             memory.write(avail, struct.pack("<HHH", 0, 1, 0))
             assert guest.wire(lib.vm_add_rng(guest.core)) == base
+            if coalesced:
+                worker = SimpleNamespace(core=guest.core, vm=guest.vm, spec={"devices": 1})
+                Worker._coalesce(worker, Kvm(kvm_fd))
             report = guest.run()
             assert report["end"] == "reset"
             assert struct.unpack("<HHII", memory.read(used, 12)) == (0, 1, 0, 64)
@@ -283,7 +291,7 @@ class TestMmio:
             while not pending_interrupts(guest) and time.monotonic() < deadline:
                 time.sleep(0.001)
             assert pending_interrupts(guest) == 1 << 5  # by the irqfd; the guest took none
-        assert report["exits"]["mmio"] == len(setup)  # the kick is none
+        assert report["exits"]["mmio"] == len(setup) - coalesced  # the kick is none
 
 
 def test_200_vms_leave_nothing_behind(kvm_fd):
