@@ -113,16 +113,18 @@ def _run(a: Values) -> int:
     }
     if a.dry_run:
         return _dry_run(a.image, command or None, options)
-    from .launch import server
+    from .launch import WorkerProcess, server
 
     server.fork()
+    worker = WorkerProcess()
     if not a.json:
         options["on_stdout"] = _writer(1)
         options["on_stderr"] = _writer(2)
-    from .machine import Machine  # while the server starts
+    from .machine import Machine  # while the worker makes a VM
 
     machine = Machine(a.image, command or None, progress=say, **options)
     machine.began = began
+    machine.use(worker)
     try:
         machine.start()
         return _deliver(machine.wait(), outputs, a)

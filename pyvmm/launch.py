@@ -12,6 +12,7 @@ from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET,
 from _thread import allocate_lock
 
 from .errors import HostError
+from .host import open_kvm
 from .quick_json import loads
 
 TYPE_CHECKING = False  # see record.py
@@ -51,7 +52,7 @@ class Server:
             from . import server, wipe
 
             wipe.environment()
-            server.main(theirs.fileno())
+            server.main(theirs.fileno(), preload=False)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         os._exit(0)
@@ -109,9 +110,11 @@ server = Server()
 
 
 class WorkerProcess:
-    """A worker (worker.py). It is told what to run by assign()."""
+    """A worker (worker.py), which makes a VM at once. It is told what to run by assign()."""
 
     def __init__(self) -> None:
+        """Raises HostError without /dev/kvm."""
+        kvm = open_kvm()
         self.control, control = socketpair(AF_UNIX, SOCK_SEQPACKET)
         self._life, life = socketpair(AF_UNIX, SOCK_SEQPACKET)
         self._log = os.memfd_create("pyvmm-worker-log")
@@ -120,10 +123,11 @@ class WorkerProcess:
         self._status: int | None = None
         self._over = False  # it has reported, or is gone
         try:
-            server.request(control.fileno(), self._log, life.fileno())
+            server.request(control.fileno(), self._log, life.fileno(), kvm)
         finally:
             control.close()
             life.close()
+            os.close(kvm)
 
     @property
     def pid(self) -> int | None:

@@ -17,7 +17,7 @@ from _socket import socket, socketpair
 from . import console, plan, results, timeline
 from .config import Config
 from .disk import base_disk
-from .host import open_file, open_kvm, open_overlay
+from .host import open_file, open_overlay
 from .launch import WorkerProcess
 from .oci import open_image
 from .results import Result, Session
@@ -69,6 +69,10 @@ class Machine:
     def __exit__(self, *exc: object) -> None:
         self.kill()
 
+    def use(self, worker: WorkerProcess) -> None:
+        """Take a worker that was started before all of this module was imported."""
+        self._worker = worker
+
     @property
     def pid(self) -> int | None:
         """The worker's process id, while it runs."""
@@ -86,8 +90,7 @@ class Machine:
         try:
             # First: what the host lacks is no reason to unpack an image or fetch a kernel.
             plan.place(config)
-            fds["kvm"] = open_kvm()
-            self._worker = WorkerProcess()  # it starts up while we prepare
+            self._worker = self._worker or WorkerProcess()  # its VM is made while we prepare
             with open_image(config.image) as image:
                 self._plan = plan.make(config, image, self._progress)
                 base = base_disk(image, config.disk_bytes, progress=self._progress)
@@ -217,7 +220,7 @@ class Machine:
         The socket's other end is the worker's: its end of file tells of every end, also a crash's.
         """
         assert self._results
-        if self._input:
+        if self._input and self._configured:
             self._outgoing += self._input.frames(self._session.stdin_taken)
         poll = select.poll()
         poll.register(self._results, select.POLLIN | (select.POLLOUT if self._outgoing else 0))

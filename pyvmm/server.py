@@ -1,10 +1,10 @@
-"""Makes workers: a process with everything imported, which becomes a worker by forking.
+"""Makes workers by forking, so that a run waits for no interpreter to start.
 
-So a run waits for no interpreter. Requests come over a socket, each with three descriptors: the
-worker's control socket, a file for what it says on stderr, and its life line. On that the server
-answers with the worker's process id (or a negative errno) and a pidfd, and tells its wait status
-at the end. Whoever lets go of the life line has no more interest in a worker, which is then ending:
-the next one starts only when it is gone, so that the memory of two guests is never held for one.
+Requests come over a socket, each with four descriptors: the worker's control socket, a file for
+what it says on stderr, its life line, and /dev/kvm. On the life line the server answers with the
+worker's process id (or a negative errno) and a pidfd, and tells its wait status at the end. Whoever
+lets go of it has no more interest in a worker, which is then ending: the next one starts only when
+it is gone, so that the memory of two guests is never held for one.
 """
 
 from __future__ import annotations
@@ -15,22 +15,29 @@ import struct
 import sys
 from _signal import SIG_BLOCK, SIG_DFL, SIGINT, SIGPIPE, SIGTERM, pthread_sigmask, signal
 from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
+from fcntl import F_DUPFD, fcntl, ioctl
 
-from . import worker
 from ._core import ffi, lib
 
-FDS = 3
-NAME = "pyvmm-server"
+FDS = 4
+NAME, WORKER_NAME = "pyvmm-server", "pyvmm-worker"
+CONTROL, KVM = 3, 4  # a worker's descriptors
+CREATE_VM = 0xAE01
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 SIGKILL = 9
 
 
-def main(requests: int) -> None:
-    """Serve until the other end of the socket is closed; the workers die with us."""
+def main(requests: int, *, preload: bool = True) -> None:
+    """Serve until the other end of the socket is closed; the workers die with us.
+
+    ``preload``: import now what workers need, for there will be many; else each does, later.
+    """
     signal(SIGTERM, SIG_DFL)
     signal(SIGPIPE, SIG_DFL)
     pthread_sigmask(SIG_BLOCK, [SIGINT])  # the terminal's ^C is for the caller
     _name(NAME)
+    if preload:
+        from . import worker  # noqa: F401
     Server(socket(AF_UNIX, SOCK_SEQPACKET, 0, requests)).run()
 
 
@@ -54,11 +61,11 @@ class Server:
         if not message:
             return False
         (rights,) = (data for level, kind, data in ancillary if kind == SCM_RIGHTS)
-        control, log, line = struct.unpack(f"{FDS}i", rights)
+        control, log, line, kvm = struct.unpack(f"{FDS}i", rights)
         life = socket(AF_UNIX, SOCK_SEQPACKET, 0, line)
         self._wait_for_leavers()
         us = os.getpid()
-        _name(worker.NAME)  # what is born with it never has another
+        _name(WORKER_NAME)  # what is born with it never has another
         try:
             pid = os.fork()
         except OSError as e:
@@ -66,14 +73,14 @@ class Server:
             life.close()
         else:
             if pid == 0:
-                _become_worker(us, control, log)
+                _become_worker(us, control, log, kvm)
             pidfd = os.pidfd_open(pid)
             self._workers[pidfd] = pid, life
             self._poll.register(pidfd, select.POLLIN)
             _tell(life, pid, pidfd)
         _name(NAME)
-        os.close(control)
-        os.close(log)
+        for fd in control, log, kvm:
+            os.close(fd)
         return True
 
     def _wait_for_leavers(self) -> None:
@@ -99,16 +106,26 @@ def _tell(life: socket, number: int, *fds: int) -> None:
         pass  # nobody is interested any more
 
 
-def _become_worker(server: int, control: int, log: int) -> None:
+def _become_worker(server: int, control: int, log: int, kvm: int) -> None:
     code = 1
     try:
         lib.prctl(PR_SET_PDEATHSIG, ffi.cast("unsigned long", SIGKILL))
         os.dup2(log, 1)
         os.dup2(log, 2)
-        os.dup2(control, worker.CONTROL)
-        os.closerange(worker.CONTROL + 1, 1 << 20)
+        # Through numbers above all: one may have what another is to get.
+        control, kvm = (fcntl(fd, F_DUPFD, 64) for fd in (control, kvm))
+        os.dup2(control, CONTROL)
+        os.dup2(kvm, KVM)
+        os.closerange(KVM + 1, 1 << 20)
         if os.getppid() == server:
-            worker.main()
+            try:
+                # At once: KVM waits for a grace period here, while others have something to do.
+                vm = ioctl(KVM, CREATE_VM, 0)
+            except OSError as e:
+                vm = -(e.errno or 1)
+            from .worker import main
+
+            main(CONTROL, KVM, vm)
             code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())  # to the log

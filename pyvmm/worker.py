@@ -22,7 +22,7 @@ from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET, socket
 from . import boot, cpu, layout
 from ._core import ffi, lib
 from .errors import HostError, PyvmmError
-from .kvm import CAP_BINARY_STATS_FD, CAP_COALESCED_MMIO, MEM_READONLY, Kvm, Vcpu
+from .kvm import CAP_BINARY_STATS_FD, CAP_COALESCED_MMIO, MEM_READONLY, Kvm, Vcpu, Vm
 from .memory import GuestMemory
 from .quick_json import dumps
 
@@ -30,8 +30,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-CONTROL = 3
-NAME = "pyvmm-worker"
 MAX_SPEC = 1 << 20
 MAX_FDS = 16
 LINGER_MS = 1000
@@ -40,8 +38,9 @@ EXIT_KINDS = ("serial", "pio", "mmio", "signal", "other")
 MARKS = ("", "init", "program", "ended")
 
 
-def main() -> None:
-    control = socket(fileno=CONTROL)
+def main(control_fd: int, kvm_fd: int, vm_fd: int) -> None:
+    """``vm_fd`` is the VM's descriptor, or the negative errno of its making."""
+    control = socket(fileno=control_fd)
     message, ancillary, _, _ = control.recvmsg(MAX_SPEC, CMSG_SPACE(4 * MAX_FDS))
     if not message:
         return
@@ -53,7 +52,10 @@ def main() -> None:
         for (fd,) in struct.iter_unpack("i", data)
     ]
     try:
-        report = Worker(spec, dict(zip(spec["fds"], fds, strict=True))).run(control)
+        kvm = Kvm(kvm_fd)
+        kvm.check()
+        vm = Vm(check(vm_fd))
+        report = Worker(spec, dict(zip(spec["fds"], fds, strict=True)), kvm, vm).run(control)
     except PyvmmError as e:
         report = {"end": "failed", "error": type(e).__name__, "message": str(e)}
     except OSError as e:
@@ -72,7 +74,7 @@ def main() -> None:
 class Worker:
     """One VM, assembled by the constructor."""
 
-    def __init__(self, spec: dict[str, Any], fds: dict[str, int]) -> None:
+    def __init__(self, spec: dict[str, Any], fds: dict[str, int], kvm: Kvm, vm: Vm) -> None:
         self.spec = spec
         self.fds = fds
         self.times = {"ready": time.monotonic_ns()}
@@ -80,13 +82,11 @@ class Worker:
         self.core = lib.vm_new()
         if self.core == ffi.NULL:
             raise HostError("cannot make a VM: out of memory or file descriptors")
-        kvm = Kvm(fds["kvm"])
-        kvm.check()
-        self.vm = kvm.create_vm()
-        self.vm.set_tss(layout.IDENTITY_MAP, layout.TSS)
-        self.vm.create_irqchip()
-        self.vm.hide_pic()
-        self.vm.create_pit()
+        self.vm = vm
+        vm.set_tss(layout.IDENTITY_MAP, layout.TSS)
+        vm.create_irqchip()
+        vm.hide_pic()
+        vm.create_pit()
         where = {name: spec[name] for name in ("hugepages", "node", "prefault")}
         self.memory = GuestMemory(spec["memory"], **where)
         self.memory.map_into(self.vm)
