@@ -65,10 +65,12 @@ def main(control_fd: int, kvm_fd: int, vm_fd: int) -> None:
         control.sendall(dumps(report).encode())
     except BrokenPipeError:
         return  # the caller has gone: nobody to tell
-    # Tearing the VM down is for when the caller has gone on, lest it take the CPU from it.
-    poll = select.poll()
-    poll.register(control, 0)
-    poll.poll(LINGER_MS)
+    if report["end"] == "stopped":
+        # Tearing the VM down is for when the caller has gone on, lest it take the CPU from it. Not
+        # so at any other end: the caller hears of it by the sockets that we leave.
+        poll = select.poll()
+        poll.register(control, 0)
+        poll.poll(LINGER_MS)
 
 
 class Worker:
