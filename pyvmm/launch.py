@@ -34,17 +34,23 @@ class Server:
         self._log = -1
         self._lock = allocate_lock()
 
+    def _open(self) -> socket:
+        """Make the socket and the log; returns the server's end."""
+        self._requests, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        self._log = os.memfd_create("pyvmm-server-log")
+        return theirs
+
     def fork(self) -> None:
         """Make it by fork, sooner than by exec. For a process with one thread and nothing to hide
         but its environment, which the server wipes from its memory.
         """
-        self._requests, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        self._log = os.memfd_create("pyvmm-server-log")
+        theirs = self._open()
         self._pid = os.fork()
         if self._pid:
             theirs.close()
             return
         try:
+            assert self._requests
             self._requests.close()
             null = os.open(os.devnull, os.O_RDONLY)
             for fd, number in ((null, 0), (self._log, 1), (self._log, 2)):
@@ -59,8 +65,7 @@ class Server:
 
     def _spawn(self) -> None:
         """Make it by exec, with nothing of ours in its memory."""
-        self._requests, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        self._log = os.memfd_create("pyvmm-server-log")
+        theirs = self._open()
         import _cffi_backend
 
         package, backend = os.path.dirname(__file__), os.path.dirname(_cffi_backend.__file__)
