@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "bench/disk.c"
 PROGRAM = ROOT / "build/bench-disk"
 FILE_MIB = 16
-RUNS = {"ms": 3, "M instr": 1}
+RUNS = 3
 GOAL = 1.0  # at least so many times the peer's
-UNITS = {"ms": ("MiB/s", "ops/s"), "M instr": ("MiB/M instr", "ops/M instr")}
+UNITS = ("MiB/s", "ops/s")
 WORDS = {"read": "sequential read", "write": "sequential write",
          "random-read": "random 4 KiB read", "random-write": "random 4 KiB write"}  # fmt: skip
 
@@ -43,22 +43,18 @@ def measure(bench: Bench, kernel: str, directory: Path) -> None:
     """Add the rows of one kernel."""
     made = subject(kernel, directory)
     taken: dict[str, list[dict[str, float]]] = {vmm.NAME: [] for vmm in bench.vmms}
-    for number in range(RUNS[bench.clock.unit]):
+    for number in range(RUNS):
         for vmm in bench.vmms:
             taken[vmm.NAME].append(run(vmm, made))
             say(f"{kernel} disk run {number + 1}: {vmm.NAME}")
     for test in taken[ours.NAME][0]:
         name, _, depth = test.rpartition("-")
-        seconds = 1.0 if bench.clock.unit == "ms" else bench.clock.per_second
         both = [
-            statistics.median(found[test] for found in taken[vmm]) / seconds
-            if vmm in taken
-            else None
+            statistics.median(found[test] for found in taken[vmm]) if vmm in taken else None
             for vmm in (ours.NAME, qemu.NAME)
         ]
-        unit = UNITS[bench.clock.unit]["random" in name]
-        group, figure = f"disk, {bench.clock.unit}", f"{WORDS[name]}, depth {depth}"
-        row = Row(kernel, group, figure, unit, both[0], qemu.NAME, both[1], GOAL, more=True)
+        unit, figure = UNITS["random" in name], f"{WORDS[name]}, depth {depth}"
+        row = Row(kernel, "disk", figure, unit, both[0], qemu.NAME, both[1], GOAL, more=True)
         bench.rows.append(row)
 
 

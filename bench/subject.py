@@ -44,7 +44,7 @@ def prepare(name: str, image: Path) -> Subject:
     """Decide, and make the disk, so that no measured run does."""
     config = Config(image, kernel=name, memory=MEMORY_MIB << 20)
     with open_image(image) as opened:
-        made = plan.make(config, opened)
+        made = plan.make(config, plan.place(config), opened)
         disk = base_disk(opened, config.disk_bytes)
     return Subject(
         name=name,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MARKS = {True: "yes", False: "NO", None: ""}
-GROUPS = ("yardstick", "ms", "M instr", "exits", "memory", "disk, ms", "disk, M instr")
+GROUPS = ("yardstick", "ms", "M instr", "exits", "memory", "disk")
 
 
 @dataclass(frozen=True)

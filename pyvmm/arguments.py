@@ -60,10 +60,10 @@ class Help(Exception):
 
 def parse(program: str, commands: Sequence[Command], words: list[str]) -> tuple[Command, Values]:
     """Find the command and read its options. Raises Help, or UsageError in one line."""
-    if not words or words[0] in ("-h", "--help"):
-        if words:
-            raise Help(_overview(program, commands))
+    if not words:
         raise UsageError(f"which command? See {program} --help")
+    if words[0] in ("-h", "--help"):
+        raise Help(_overview(program, commands))
     # Names may have two words: the longest first.
     for length in (2, 1):
         name = " ".join(words[:length])
@@ -88,7 +88,9 @@ def _read(program: str, command: Command, words: list[str]) -> Values:
     while left:
         word = left.pop()
         if word == "--" or (command.rest and not _is_option(word)):
-            rest += [word] * (word != "--") + left[::-1]
+            if word != "--":
+                rest.append(word)
+            rest += left[::-1]
             break
         if not _is_option(word):
             rest.append(word)

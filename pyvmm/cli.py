@@ -172,10 +172,11 @@ def _deliver(result: Result, outputs: dict[str, str], a: Values) -> int:
 def _dry_run(image: str, command: list[str] | None, options: Options) -> int:
     from .config import Config
     from .oci import open_image
-    from .plan import make
+    from .plan import make, place
 
     with open_image(image) as opened:
-        print(make(Config(image, command, **options), opened, say).describe())
+        config = Config(image, command, **options)
+        print(make(config, place(config), opened, say).describe())
     return 0
 
 

@@ -149,7 +149,3 @@ def program(config: Config, image: ImageConfig) -> list[str]:
 def environment(config: Config, image: ImageConfig) -> list[str]:
     """``KEY=VALUE`` of the image, then of the caller; the guest keeps the last of a key."""
     return [*(e for e in image.env if "=" in e), *(f"{k}={v}" for k, v in config.env.items())]
-
-
-def host_cpus() -> int:
-    return len(os.sched_getaffinity(0))

@@ -8,9 +8,10 @@ import select
 import struct
 import sys
 from _signal import SIGKILL, pidfd_send_signal
-from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socketpair
+from _socket import AF_UNIX, SOCK_SEQPACKET, socketpair
 from _thread import allocate_lock
 
+from . import passing
 from .errors import HostError
 from .host import open_kvm
 from .quick_json import loads
@@ -84,17 +85,16 @@ class Server:
 
     def request(self, *fds: int) -> None:
         """Ask for a worker with these descriptors."""
-        rights = [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
         with self._lock:
             if self._requests:
                 try:
-                    self._requests.sendmsg([b"worker"], rights)
+                    passing.send(self._requests, b"worker", fds)
                     return
                 except OSError:  # somebody has killed it
                     self.close()
             self._spawn()
             assert self._requests
-            self._requests.sendmsg([b"worker"], rights)
+            passing.send(self._requests, b"worker", fds)
 
     def close(self) -> None:
         """End it, and the workers with it."""
@@ -144,7 +144,7 @@ class WorkerProcess:
         """Take the server's first answer."""
         if self._pidfd >= 0 or self._over:
             return
-        message, ancillary, _, _ = self._life.recvmsg(4, CMSG_SPACE(4))
+        message, fds = passing.receive(self._life, 4, 1)
         if not message:
             self._over = True
             return
@@ -152,16 +152,14 @@ class WorkerProcess:
         if number < 0:
             self._over = True
             raise HostError(f"cannot start a process for the VM: {os.strerror(-number)}")
-        ((_, _, rights),) = ancillary
         self._pid = number
-        (self._pidfd,) = struct.unpack("i", rights)
+        (self._pidfd,) = fds
 
     def assign(self, spec: dict[str, Any], fds: dict[str, int]) -> None:
         """Hand over what to run. ``fds`` stay the caller's; the worker has its own copies."""
         spec = spec | {"fds": list(fds)}
-        rights = struct.pack(f"{len(fds)}i", *fds.values())
         try:
-            self.control.sendmsg([marshal.dumps(spec)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+            passing.send(self.control, marshal.dumps(spec), fds.values())
         except BrokenPipeError:
             pass  # it died at once: report() and died() will tell
 

@@ -89,10 +89,10 @@ class Machine:
         fds: dict[str, int] = {}
         try:
             # First: what the host lacks is no reason to unpack an image or fetch a kernel.
-            plan.place(config)
+            placed = plan.place(config)
             self._worker = self._worker or WorkerProcess()  # its VM is made while we prepare
             with open_image(config.image) as image:
-                self._plan = plan.make(config, image, self._progress)
+                self._plan = plan.make(config, placed, image, self._progress)
                 base = base_disk(image, config.disk_bytes, progress=self._progress)
             self._times["prepared"] = time.monotonic()
             self._console = console.Console()

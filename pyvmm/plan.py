@@ -96,10 +96,12 @@ class Plan(Record):
         return "\n".join(lines)
 
 
-def make(config: Config, image: Image, progress: Any = None) -> Plan:
-    """Decide. Raises PyvmmError for an image or kernel that cannot be run as configured."""
-    placed = dict(place(config))
-    placed["affinity"] = placed["affinity"] or sorted(os.sched_getaffinity(0))
+def make(config: Config, placed: dict[str, Any], image: Image, progress: Any = None) -> Plan:
+    """Decide; ``placed`` is what place() found.
+
+    Raises PyvmmError for an image or kernel that cannot be run as configured.
+    """
+    placed = placed | {"affinity": placed["affinity"] or sorted(os.sched_getaffinity(0))}
     found = kernel.find(config.kernel, progress=progress)
     address = found.pvh_entry if config.entry == "pvh" else found.entry
     if address is None:

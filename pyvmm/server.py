@@ -14,15 +14,16 @@ import select
 import struct
 import sys
 from _signal import SIG_BLOCK, SIG_DFL, SIGINT, SIGPIPE, SIGTERM, pthread_sigmask, signal
-from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
-from fcntl import F_DUPFD, fcntl, ioctl
+from _socket import AF_UNIX, SOCK_SEQPACKET, socket
+from fcntl import F_DUPFD, fcntl
 
+from . import passing
 from ._core import ffi, lib
+from .kvm import Kvm
 
 FDS = 4
 NAME, WORKER_NAME = "pyvmm-server", "pyvmm-worker"
 CONTROL, KVM = 3, 4  # a worker's descriptors
-CREATE_VM = 0xAE01
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 SIGKILL = 9
 
@@ -57,11 +58,10 @@ class Server:
                 return
 
     def _serve(self) -> bool:
-        message, ancillary, _, _ = self._requests.recvmsg(16, CMSG_SPACE(4 * FDS))
+        message, fds = passing.receive(self._requests, 16, FDS)
         if not message:
             return False
-        (rights,) = (data for level, kind, data in ancillary if kind == SCM_RIGHTS)
-        control, log, line, kvm = struct.unpack(f"{FDS}i", rights)
+        control, log, line, kvm = fds
         life = socket(AF_UNIX, SOCK_SEQPACKET, 0, line)
         self._wait_for_leavers()
         us = os.getpid()
@@ -99,9 +99,8 @@ class Server:
 
 
 def _tell(life: socket, number: int, *fds: int) -> None:
-    rights = [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
     try:
-        life.sendmsg([struct.pack("i", number)], rights)
+        passing.send(life, struct.pack("i", number), fds)
     except OSError:
         pass  # nobody is interested any more
 
@@ -120,7 +119,7 @@ def _become_worker(server: int, control: int, log: int, kvm: int) -> None:
         if os.getppid() == server:
             try:
                 # At once: KVM waits for a grace period here, while others have something to do.
-                vm = ioctl(KVM, CREATE_VM, 0)
+                vm = Kvm(KVM).create_vm().fd
             except OSError as e:
                 vm = -(e.errno or 1)
             from .worker import main

@@ -15,11 +15,10 @@ import marshal
 import mmap
 import os
 import select
-import struct
 import time
-from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET, socket
+from _socket import socket
 
-from . import boot, cpu, layout
+from . import boot, cpu, layout, passing
 from ._core import ffi, lib
 from .errors import HostError, PyvmmError
 from .kvm import CAP_BINARY_STATS_FD, CAP_COALESCED_MMIO, MEM_READONLY, Kvm, Vcpu, Vm
@@ -41,16 +40,10 @@ MARKS = ("", "init", "program", "ended")
 def main(control_fd: int, kvm_fd: int, vm_fd: int) -> None:
     """``vm_fd`` is the VM's descriptor, or the negative errno of its making."""
     control = socket(fileno=control_fd)
-    message, ancillary, _, _ = control.recvmsg(MAX_SPEC, CMSG_SPACE(4 * MAX_FDS))
+    message, fds = passing.receive(control, MAX_SPEC, MAX_FDS)
     if not message:
         return
     spec = marshal.loads(message)
-    fds = [
-        fd
-        for level, kind, data in ancillary
-        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)
-        for (fd,) in struct.iter_unpack("i", data)
-    ]
     try:
         kvm = Kvm(kvm_fd)
         kvm.check()

@@ -1,0 +1,30 @@
+"""Messages that carry descriptors, over Unix sockets (unix(7), SCM_RIGHTS)."""
+
+from __future__ import annotations
+
+import struct
+from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from _socket import socket
+    from collections.abc import Iterable
+
+
+def send(sock: socket, data: bytes, fds: Iterable[int] = ()) -> None:
+    """Send ``data`` and copies of the descriptors ``fds``."""
+    numbers = list(fds)
+    rights = struct.pack(f"{len(numbers)}i", *numbers)
+    sock.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, rights)] if numbers else [])
+
+
+def receive(sock: socket, size: int, most: int) -> tuple[bytes, list[int]]:
+    """At most ``size`` bytes and ``most`` descriptors; no bytes at the end of file."""
+    data, ancillary, _, _ = sock.recvmsg(size, CMSG_SPACE(4 * most))
+    fds = [
+        fd
+        for level, kind, rights in ancillary
+        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)
+        for (fd,) in struct.iter_unpack("i", rights)
+    ]
+    return data, fds
