@@ -25,7 +25,7 @@ def checked_digest(text: str, where: str) -> str:
     return text
 
 
-def _hasher(algorithm: str, size: int) -> Any:
+def new_hash(algorithm: str, size: int) -> Any:
     """A hash object. Not hashlib's for a small document: that would load OpenSSL first, which
     takes longer than all the hashing of a run whose disk is cached.
     """
@@ -66,7 +66,7 @@ class Blob(Record):
     def verify(self, digest: str) -> None:
         """Compare the blob with its digest; ImageError if it differs."""
         algorithm = digest.partition(":")[0]
-        hasher = _hasher(algorithm, self.size)
+        hasher = new_hash(algorithm, self.size)
         left = self.size
         with self.open() as file:
             while left and (data := file.read(min(left, _CHUNK))):
