@@ -98,7 +98,8 @@ static int set_xattrs(struct ext4_writer *w, const struct inode *inode)
 		return ext2_error(w, code);
 	for (const struct xattr *x = inode->xattrs; x && !err; x = x->next) {
 		code = ext2fs_xattr_set(handle, x->name, x->value ? x->value : "", x->size);
-		if (code == EXT2_ET_EA_NO_SPACE || code == EINVAL)
+		/* ENOMEM: an ACL without a whole header. Lack of memory has a code of its own. */
+		if (code == EXT2_ET_EA_NO_SPACE || code == EINVAL || code == ENOMEM)
 			err = fail(&w->failure, EXT4_IMAGE,
 				   "extended attribute %s is malformed or does not fit", x->name);
 		else if (code)
