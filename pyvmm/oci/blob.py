@@ -38,6 +38,14 @@ def new_hash(algorithm: str, size: int) -> Any:
     return hashlib.new(algorithm)
 
 
+class DamagedError(ImageError):
+    """A blob is missing, or not what its digest says. Fetched again, it may be right."""
+
+    def __init__(self, message: str, digest: str) -> None:
+        super().__init__(f"{message}; fetch the image again")
+        self.digest = digest
+
+
 class Blob(Record):
     """``size`` bytes at ``offset`` of the file ``path``. ``name`` is for messages."""
 
@@ -64,7 +72,7 @@ class Blob(Record):
         return data
 
     def verify(self, digest: str) -> None:
-        """Compare the blob with its digest; ImageError if it differs."""
+        """Compare the blob with its digest; DamagedError if it differs."""
         algorithm = digest.partition(":")[0]
         hasher = new_hash(algorithm, self.size)
         left = self.size
@@ -74,6 +82,6 @@ class Blob(Record):
                 left -= len(data)
         found = f"{algorithm}:{hasher.hexdigest()}"
         if found != digest:
-            raise ImageError(
-                f"{self.name}: damaged: its contents have the digest {found}; fetch the image again"
+            raise DamagedError(
+                f"{self.name}: damaged: its contents have the digest {found}", digest
             )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pyvmm.oci.blob import checked_digest
 from pyvmm.oci.fields import Fields
 from pyvmm.oci.image import ImageConfig
+from pyvmm.oci.platform import Platform
 from pyvmm.record import Record
 
 
 class Configuration(Record):
     """A configuration document, read."""
 
-    os: str
-    architecture: str
+    platform: Platform
     diff_ids: tuple[str, ...]
     run: ImageConfig
 
@@ -22,8 +22,7 @@ def read_configuration(fields: Fields) -> Configuration:
     run = fields.object("config")
     diff_ids = fields.object("rootfs").texts("diff_ids")
     return Configuration(
-        os=fields.text("os"),
-        architecture=fields.text("architecture"),
+        platform=Platform(fields.text("os"), fields.text("architecture"), fields.text("variant")),
         diff_ids=tuple(checked_digest(diff_id, fields.where) for diff_id in diff_ids),
         run=ImageConfig(
             entrypoint=run.texts("Entrypoint"),

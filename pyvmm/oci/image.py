@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 
 from pyvmm.oci.blob import Blob
+from pyvmm.oci.platform import Platform
+from pyvmm.oci.source import Source
 from pyvmm.record import Record
 
 TYPE_CHECKING = False  # see record.py
@@ -47,18 +49,21 @@ class Layer(Record):
 
 
 class Image(Record):
-    """An image for one platform. ``digest`` identifies its configuration and layers.
+    """An image for one platform.
 
-    Layers are opened as they are read and nothing is kept open between, so ``close`` has nothing
-    to do; it belongs to the interface for kinds of images that are not files.
+    ``digest`` is its manifest's; of a ``docker save`` archive, which has none, its configuration's.
+    Either covers configuration and layers.
     """
 
     digest: str
     config: ImageConfig
     layers: tuple[Layer, ...]
+    platform: Platform
+    source: Source
 
     def close(self) -> None:
-        """Let go of the image."""
+        """Let go of the image; layers cannot be opened then."""
+        self.source.close()
 
     def __enter__(self) -> Image:
         return self

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pyvmm.errors import ImageError
-from pyvmm.oci.blob import Blob, checked_digest
+from pyvmm.oci.blob import Blob, DamagedError, checked_digest
 from pyvmm.oci.config import Configuration, read_configuration
 from pyvmm.oci.fields import DOCUMENT_MAX, Fields, parse
 from pyvmm.oci.image import Image, Layer
+from pyvmm.oci.platform import Platform, platform_of, suitable
+from pyvmm.oci.reference import same_name
 from pyvmm.oci.source import Source
 from pyvmm.record import Record
 
-TYPE_CHECKING = False  # see record.py
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 _REF_NAME = "org.opencontainers.image.ref.name"
-_INDEX_DEPTH_MAX = 4
+_IMAGE_NAME = "io.containerd.image.name"  # `docker save` by containerd: the whole name
+_DOCUMENTS_MAX = 1000  # of one image's indexes and manifests
+_CONFIG_TYPES = (
+    "",
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",  # Docker's, before 2016
+)
 _OCI_LAYER = "application/vnd.oci.image.layer"
 _DOCKER_LAYER = "application/vnd.docker.image.rootfs"
 _LAYER_TYPES = {
@@ -30,53 +35,113 @@ _LAYER_TYPES = {
 
 
 class _Candidate(Record):
-    """A manifest that index.json leads to."""
+    """A manifest that suits."""
 
-    ref: str
     digest: str
     manifest: Fields
     config: Configuration
-
-    @property
-    def platform(self) -> str:
-        return f"{self.config.os or '?'}/{self.config.architecture or '?'}"
+    platform: Platform
 
 
-def open_layout(source: Source, ref: str, arch: str) -> Image:
-    """The image of a layout for linux on ``arch``, of the name ``ref`` if that is not ""."""
+def open_layout(source: Source, ref: str, platform: Platform) -> Image:
+    """The image of a layout for ``platform``, of the name ``ref`` if that is not ""."""
     found = source.find("index.json")
     if not found:
         raise ImageError(f"{source.name}: not an OCI layout: it has no index.json")
-    if found.size > DOCUMENT_MAX:
-        raise ImageError(f"{found.name}: larger than {DOCUMENT_MAX >> 20} MiB")
-    index = Fields(parse(found.read(), found.name), found.name)
+    index = _parsed(found)
     entries = index.objects("manifests")
     if ref:
-        entries = [entry for entry in entries if _ref_name(entry) == ref]
+        entries = [entry for entry in entries if _is_named(entry, ref)]
     if not entries:
         what = f"has no image named {ref!r}{_named(index)}" if ref else "is an empty layout"
         raise ImageError(f"{source.name}: {what}")
 
-    usable: dict[str, _Candidate] = {}
     others: list[str] = []
+    usable = []
     for entry in entries:
-        for candidate in _candidates(source, entry, _ref_name(entry), 0):
-            if candidate.platform == f"linux/{arch}":
-                usable.setdefault(candidate.digest, candidate)
-                break  # image-index.md: of several that match, the first
-            others.append(candidate.platform)
+        candidate = _search(source, entry, platform, others)
+        if candidate:
+            usable.append((_ref_name(entry), platform.runs(candidate.platform), candidate))
     if not usable:
-        has = ", ".join(dict.fromkeys(others)) or "no image"
-        raise ImageError(f"{source.name}: needs linux/{arch}, but the image has {has}")
-    if len(usable) > 1:
+        raise _foreign(source.name, platform, others)
+    # Several of one name are variants of one image, if they differ in how well they suit.
+    best = {name: max(rank for other, rank, _ in usable if other == name) for name, _, _ in usable}
+    chosen = {each.digest: each for name, rank, each in usable if rank == best[name]}
+    if len(chosen) > 1:
         raise ImageError(
             f"{source.name}: has several images: add :NAME to choose one{_named(index)}"
         )
-    return _image(source, next(iter(usable.values())))
+    return _image(source, next(iter(chosen.values())))
+
+
+def open_entry(source: Source, entry: Fields, platform: Platform) -> Image:
+    """The image for ``platform`` that a descriptor leads to, through indexes of any depth."""
+    others: list[str] = []
+    found = _search(source, entry, platform, others)
+    if not found:
+        raise _foreign(entry.where, platform, others)
+    return _image(source, found)
+
+
+def blob_name(digest: str) -> str:
+    """The file of a blob in a layout."""
+    return f"blobs/{digest.replace(':', '/')}"
+
+
+def _search(
+    source: Source, entry: Fields, platform: Platform, others: list[str]
+) -> _Candidate | None:
+    """The best manifest at or below an entry. ``others`` gets what there is that does not suit."""
+    waiting = _suitable([entry], platform, others)
+    for _ in range(_DOCUMENTS_MAX):
+        if not waiting:
+            return None
+        entry = waiting.pop()
+        digest, document = _document(source, entry)
+        if "manifests" in document and "config" not in document and "layers" not in document:
+            waiting += reversed(_suitable(document.objects("manifests"), platform, others))
+            continue
+        if "manifests" in document or not ("config" in document or "artifactType" in document):
+            raise ImageError(f"{document.where}: neither an image manifest nor an index")
+        descriptor = document.object("config")
+        config_type = descriptor.text("mediaType")
+        artifact = document.text("artifactType") or config_type
+        if "artifactType" in document or config_type not in _CONFIG_TYPES:
+            others.append(f"an artifact ({artifact})")
+            continue
+        config = read_configuration(_document(source, descriptor)[1])
+        offered = platform_of(entry) or config.platform
+        is_so = (offered.os, offered.architecture) == (
+            config.platform.os,
+            config.platform.architecture,
+        )
+        if is_so and platform.runs(offered):
+            return _Candidate(digest, document, config, offered)
+        others.append(str(config.platform))
+    raise ImageError(f"{source.name}: more than {_DOCUMENTS_MAX} indexes and manifests")
+
+
+def _suitable(entries: list[Fields], platform: Platform, others: list[str]) -> list[Fields]:
+    for entry in entries:
+        offer = platform_of(entry)
+        # BuildKit's attestations are for "unknown".
+        if offer and offer.os != "unknown" and not platform.runs(offer):
+            others.append(str(offer))
+    return suitable(entries, platform)
+
+
+def _foreign(where: str, platform: Platform, others: list[str]) -> ImageError:
+    has = ", ".join(dict.fromkeys(others)) or "no image"
+    return ImageError(f"{where}: needs {platform}, but the image has {has}")
 
 
 def _ref_name(entry: Fields) -> str:
     return entry.object("annotations").text(_REF_NAME)
+
+
+def _is_named(entry: Fields, ref: str) -> bool:
+    name = entry.object("annotations").text(_IMAGE_NAME)
+    return ref == _ref_name(entry) or same_name(ref, name)
 
 
 def _named(index: Fields) -> str:
@@ -84,56 +149,31 @@ def _named(index: Fields) -> str:
     return f" (there are: {', '.join(names)})" if names else " (its images have no names)"
 
 
-def _candidates(source: Source, entry: Fields, ref: str, depth: int) -> Iterator[_Candidate]:
-    """All manifests at and below an index's entry that are images."""
-    platform = entry.object("platform")
-    if platform.text("os") == "unknown":  # BuildKit's attestations
-        return
-    digest, document = _document(source, entry)
-    if "manifests" in document:
-        if depth >= _INDEX_DEPTH_MAX:
-            raise ImageError(f"{source.name}: indexes nest more than {_INDEX_DEPTH_MAX} deep")
-        for below in document.objects("manifests"):
-            if _may_be_absent(source, below):
-                continue
-            yield from _candidates(source, below, ref, depth + 1)
-        return
-    if "config" not in document:
-        raise ImageError(f"{document.where}: neither an image manifest nor an index")
-    _, config = _document(source, document.object("config"))
-    yield _Candidate(ref, digest, document, read_configuration(config))
-
-
-def _may_be_absent(source: Source, entry: Fields) -> bool:
-    """A copy of one platform keeps the index of all: of the others only descriptors are there."""
-    digest = checked_digest(entry.text("digest"), entry.where)
-    return "platform" in entry and source.find(_blob_name(digest)) is None
-
-
-def _blob_name(digest: str) -> str:
-    return f"blobs/{digest.replace(':', '/')}"
-
-
 def _blob(source: Source, descriptor: Fields) -> tuple[str, Blob]:
     """What a descriptor points to (image-spec descriptor.md), present and of the right size."""
     digest = checked_digest(descriptor.text("digest"), descriptor.where)
     size = descriptor.size("size")
-    blob = source.find(_blob_name(digest))
+    blob = source.find(blob_name(digest))
     if blob is None:
-        raise ImageError(f"{source.name}: blob {digest} is missing; fetch the image again")
+        raise DamagedError(f"{source.name}: blob {digest} is missing", digest)
     if blob.size != size:
-        raise ImageError(
-            f"{source.name}: blob {digest} has {blob.size} bytes, not {size}; fetch the image again"
+        raise DamagedError(
+            f"{source.name}: blob {digest} has {blob.size} bytes, not {size}", digest
         )
     return digest, blob
 
 
 def _document(source: Source, descriptor: Fields) -> tuple[str, Fields]:
     digest, blob = _blob(source, descriptor)
+    if blob.size <= DOCUMENT_MAX:
+        blob.verify(digest)
+    return digest, _parsed(blob)
+
+
+def _parsed(blob: Blob) -> Fields:
     if blob.size > DOCUMENT_MAX:
         raise ImageError(f"{blob.name}: larger than {DOCUMENT_MAX >> 20} MiB")
-    blob.verify(digest)
-    return digest, Fields(parse(blob.read(), blob.name), blob.name)
+    return Fields(parse(blob.read(), blob.name), blob.name)
 
 
 def _image(source: Source, chosen: _Candidate) -> Image:
@@ -151,4 +191,4 @@ def _image(source: Source, chosen: _Candidate) -> Image:
             raise ImageError(f"{descriptor.where}: unknown layer type {media_type!r}")
         digest, blob = _blob(source, descriptor)
         layers.append(Layer(digest, blob.size, media_type, diff_id, blob))
-    return Image(chosen.digest, chosen.config.run, tuple(layers))
+    return Image(chosen.digest, chosen.config.run, tuple(layers), chosen.platform, source)

@@ -50,13 +50,15 @@ class Reference(Record):
         return f"{self.registry}/{self.repository}{tag}{digest}"
 
 
-def parse_reference(text: str) -> Reference:
-    """What ``text`` refers to. Raises ImageError if it can be nothing, or no file is there.
+def parse_reference(image: str | os.PathLike[str]) -> Reference:
+    """What ``image`` refers to. Raises ImageError if it can be nothing, or no file is there.
 
-    What exists as a file or directory is a path; what looks like a path is nothing else.
+    What exists as a file or directory is a path; what looks like a path is nothing else, and
+    neither is a PathLike.
     """
+    text = os.fspath(image)
     transport, colon, rest = text.partition(":")
-    if not os.path.lexists(text):
+    if text is image and not os.path.lexists(text):
         if text.startswith("docker://"):
             return parse_name(text.removeprefix("docker://"))
         if colon and transport in _FILES:
@@ -72,7 +74,7 @@ def parse_reference(text: str) -> Reference:
     place, name = _split(text)
     if _exists(place):
         return Reference(PATH, place, name)
-    if text.startswith(("/", ".", "~")) or text.endswith("/"):
+    if text is not image or text.startswith(("/", ".", "~")) or text.endswith("/"):
         raise ImageError(f"{text}: no such image")
     try:
         return parse_name(text)
@@ -103,6 +105,14 @@ def parse_name(text: str) -> Reference:
     if not colon and not at:
         tag = "latest"
     return Reference(REGISTRY, registry=registry, repository=repository, tag=tag, digest=digest)
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether both name the same image, as ``busybox`` and ``docker.io/library/busybox`` do."""
+    try:
+        return bool(one and other) and parse_name(one) == parse_name(other)
+    except ImageError:
+        return False
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import stat
@@ -9,7 +10,13 @@ import stat
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob
 
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
 _LINKS_MAX = 8  # skopeo's docker archives have one link to each layer
+_GZIP = b"\x1f\x8b"  # RFC 1952 §2.3.1
+_CHUNK = 1 << 20
 
 
 class Source:
@@ -20,6 +27,9 @@ class Source:
     def find(self, name: str) -> Blob | None:
         """Return the file, or None if there is none of this name."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of what is open; blobs cannot be read then."""
 
 
 class Directory(Source):
@@ -41,14 +51,22 @@ class Directory(Source):
 
 
 class Archive(Source):
-    """An image in an uncompressed tar archive: an index of its members, made once."""
+    """An image in a tar archive: an index of its members, made once.
+
+    One that is compressed by gzip is unpacked first, to an unnamed file in the cache.
+    """
 
     def __init__(self, path: str) -> None:
         self.name = path
         self._path = path
+        self._unpacked: BinaryIO | None = None
         self._files: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
         try:
+            with open(path, "rb") as file:
+                if file.read(len(_GZIP)) == _GZIP:
+                    self._unpacked = _unpack(path)
+                    self._path = f"/proc/self/fd/{self._unpacked.fileno()}"
             self._read_index()
         except ImageError:
             raise
@@ -56,9 +74,13 @@ class Archive(Source):
             raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from None
         except Exception as error:  # tarfile raises many kinds at hostile archives
             raise ImageError(
-                f"{path}: not an image: neither a directory nor an uncompressed tar archive "
+                f"{path}: not an image: neither a directory nor a tar archive, plain or by gzip "
                 f"({error})"
             ) from None
+
+    def close(self) -> None:
+        if self._unpacked:
+            self._unpacked.close()
 
     def _read_index(self) -> None:
         import tarfile  # slow to import, and layouts do without
@@ -92,3 +114,33 @@ class Archive(Source):
                 return None
             key = posixpath.normpath(self._links[key])
         return None
+
+
+def _unpack(path: str) -> BinaryIO:
+    """What is in a gzip file, as an unnamed file."""
+    import gzip
+    import tempfile
+    import zlib
+
+    from pyvmm.cache import cache_dir
+    from pyvmm.oci.limits import RATIO_FREE, Limits
+
+    most = max(RATIO_FREE, Limits().ratio * os.stat(path).st_size)
+    unpacked = tempfile.TemporaryFile(dir=cache_dir())  # noqa: SIM115
+    try:
+        with gzip.open(path) as packed:
+            while data := packed.read(_CHUNK):
+                unpacked.write(data)
+                if unpacked.tell() > most:
+                    raise ImageError(
+                        f"{path}: more than {Limits().ratio} times as large uncompressed; "
+                        "gunzip it if that is meant"
+                    )
+        unpacked.flush()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ImageError(f"{path}: cannot be decompressed: {error}") from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise ImageError(f"{path}: no space to unpack it in {cache_dir()}") from None
+        raise
+    return unpacked

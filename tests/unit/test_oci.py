@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import subprocess
 import tarfile
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from pyvmm.errors import ImageError
 from pyvmm.oci import ImageConfig, open_image
+from pyvmm.oci.platform import Platform, parse_platform
 
 from .images import (
     DOCKER_CONFIG,
@@ -22,6 +24,7 @@ from .images import (
     OCI_CONFIG,
     OCI_INDEX,
     OCI_LAYER,
+    OCI_MANIFEST,
     Layout,
     archive,
     docker_archive,
@@ -31,15 +34,19 @@ from .images import (
     sha256,
     symlink,
 )
+from .test_disk_tools import needs
 
 ONE = layer(file("one", b"1"))
 TWO = layer(file("two", b"2"))
 
 
-def fails(path: Path | str, *words: str, arch: str = "amd64") -> str:
+ARM = Platform("linux", "arm64")
+
+
+def fails(path: Path | str, *words: str, platform: str = "linux/amd64") -> str:
     """The message of the ImageError that opening raises: one line, with these words in it."""
     with pytest.raises(ImageError) as caught:
-        open_image(path, arch=arch)
+        open_image(path, platform=parse_platform(platform))
     message = str(caught.value)
     assert "\n" not in message
     for word in words:
@@ -162,13 +169,13 @@ def multi_platform(path: Path) -> Layout:
 def test_nested_index_chooses_the_platform(tmp_path: Path) -> None:
     multi_platform(tmp_path)
     assert open_image(tmp_path).layers[0].diff_id == sha256(TWO)
-    assert open_image(tmp_path, arch="arm64").layers[0].diff_id == sha256(ONE)
-    fails(tmp_path, "needs linux/s390x", "linux/arm64, linux/amd64", arch="s390x")
+    assert open_image(tmp_path, platform=ARM).layers[0].diff_id == sha256(ONE)
+    fails(tmp_path, "needs linux/s390x", "linux/arm64, linux/amd64", platform="linux/s390x")
 
 
 def test_other_platforms_may_be_absent(tmp_path: Path) -> None:
     made = multi_platform(tmp_path)
-    arm = open_image(tmp_path, arch="arm64").digest
+    arm = open_image(tmp_path, platform=ARM).digest
     made.blob_path(arm).unlink()
     assert open_image(tmp_path).layers[0].diff_id == sha256(TWO)
 
@@ -187,7 +194,11 @@ def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     fails(tmp_path / "text", "not an image")
     (tmp_path / "packed").write_bytes(gzip.compress(ONE))
-    fails(tmp_path / "packed", "uncompressed tar archive")
+    fails(tmp_path / "packed", "neither index.json nor manifest.json")
+    (tmp_path / "zstd").write_bytes(b"\x28\xb5\x2f\xfd")
+    fails(
+        tmp_path / "zstd", "not an image: neither a directory nor a tar archive, plain or by gzip"
+    )
 
 
 def blob_of(path: Path, kind: str) -> tuple[Path, str]:
@@ -257,13 +268,170 @@ def test_digests_that_are_none(tmp_path: Path, digest: str) -> None:
     fails(tmp_path, "is not a sha256 or sha512 digest")
 
 
-def test_index_that_contains_itself_ends(tmp_path: Path) -> None:
+def test_indexes_nest_to_any_depth_but_end(tmp_path: Path) -> None:
     made = Layout(tmp_path)
     descriptor = made.image([ONE])
-    for _ in range(6):
+    for _ in range(998):
         descriptor = made.document({"schemaVersion": 2, "manifests": [descriptor]}, OCI_INDEX)
-    made.refer(descriptor)
-    fails(tmp_path, "nest more than")
+    made.refer(descriptor, "999")
+    assert open_image(tmp_path).layers[0].diff_id == sha256(ONE)
+    for _ in range(2):
+        descriptor = made.document({"schemaVersion": 2, "manifests": [descriptor]}, OCI_INDEX)
+    made.refer(descriptor, "1001")
+    fails(f"{tmp_path}:1001", "more than 1000 indexes and manifests")
+
+
+def test_the_best_variant_is_chosen(tmp_path: Path) -> None:
+    made = Layout(tmp_path)
+    entries = [
+        {**made.image([stream]), "platform": {"os": "linux", "architecture": "amd64", **variant}}
+        for stream, variant in ((ONE, {"variant": "v3"}), (TWO, {"variant": "v2"}))
+    ]
+    made.refer(made.document({"schemaVersion": 2, "manifests": entries}, OCI_INDEX), "a")
+    for entry in entries:
+        made.refer(entry, "b")
+    for ref in "ab":
+        path = f"{tmp_path}:{ref}"
+        assert open_image(path, platform=parse_platform("linux/amd64/v4")).layers[0].diff_id == (
+            sha256(ONE)
+        )
+        assert open_image(path, platform=parse_platform("linux/amd64/v2")).layers[0].diff_id == (
+            sha256(TWO)
+        )
+        assert fails(path) == (
+            f"{tmp_path}: needs linux/amd64, but the image has linux/amd64/v3, linux/amd64/v2"
+        )
+
+
+def test_the_configuration_has_the_last_word(tmp_path: Path) -> None:
+    made = Layout(tmp_path)
+    platform = {"os": "linux", "architecture": "amd64"}
+    made.refer({**made.image([ONE], arch="arm64"), "platform": platform})
+    assert fails(tmp_path) == f"{tmp_path}: needs linux/amd64, but the image has linux/arm64"
+
+
+def test_artifacts_are_no_images(tmp_path: Path) -> None:
+    made = Layout(tmp_path)
+    config = made.document({}, "application/vnd.cncf.helm.config.v1+json")
+    chart = made.manifest(config, [made.blob(b"chart", "application/x")])
+    made.refer(chart, "chart")
+    bill = made.document(
+        {"schemaVersion": 2, "artifactType": "application/spdx+json", "blobs": []}, OCI_MANIFEST
+    )
+    made.refer(bill, "bill")
+    image = made.image([ONE])
+    index = {"schemaVersion": 2, "manifests": [bill, chart, image]}
+    made.refer(made.document(index, OCI_INDEX), "image")
+    assert open_image(f"{tmp_path}:image").digest == image["digest"]
+    for ref, kind in (
+        ("chart", "application/vnd.cncf.helm.config.v1+json"),
+        ("bill", "application/spdx+json"),
+    ):
+        assert fails(f"{tmp_path}:{ref}") == (
+            f"{tmp_path}: needs linux/amd64, but the image has an artifact ({kind})"
+        )
+
+
+def test_what_is_both_manifest_and_index_is_neither(tmp_path: Path) -> None:
+    made = Layout(tmp_path)
+    image = made.image([ONE])
+    document = json.loads(made.blob_path(image["digest"]).read_text())
+    made.refer(made.document({**document, "manifests": [image]}, OCI_INDEX))
+    fails(tmp_path, "neither an image manifest nor an index")
+
+
+def test_names_that_containerd_writes(tmp_path: Path) -> None:
+    made = several(tmp_path)
+    for entry, name in zip(made.index["manifests"], ("x", "y"), strict=True):
+        entry["annotations"]["io.containerd.image.name"] = f"docker.io/library/{name}:1"
+    made.write_index()
+    assert open_image(f"{tmp_path}:y:1").layers[0].diff_id == sha256(TWO)
+    fails(f"{tmp_path}:y", "no image named 'y'")
+
+
+def test_names_in_docker_archives(tmp_path: Path) -> None:
+    path = docker_archive(tmp_path / "i.tar", ONE)
+    digest = open_image(path).digest
+    for ref in ("demo:1", "docker.io/library/demo:1", "library/demo:1", "@0"):
+        assert open_image(f"docker-archive:{path}:{ref}").digest == digest
+    assert fails(f"docker-archive:{path}:demo") == (
+        f"{path}: has no image named 'demo': add :NAME to choose one (there are: demo:1)"
+    )
+    fails(f"docker-archive:{path}:@1", "no image named '@1'")
+
+
+def test_transports_take_what_is_theirs(tmp_path: Path) -> None:
+    path = layout(tmp_path / "oci", ONE)
+    packed = archive(tmp_path / "oci.tar", path)
+    saved = docker_archive(tmp_path / "saved.tar", ONE)
+    digest = open_image(path).digest
+    assert open_image(f"oci:{path}:latest").digest == digest
+    assert open_image(f"oci-archive:{packed}:latest").digest == digest
+    assert open_image(f"oci-archive:{packed}").digest == digest
+    assert fails(f"oci:{saved}") == f"{saved}: not an OCI layout: it has no index.json"
+    assert fails(f"oci-archive:{saved}") == f"{saved}: not an OCI layout: it has no index.json"
+    assert fails(f"oci-archive:{path}") == f"{path}: cannot be read: Is a directory"
+    assert fails(f"dir:{path}") == (
+        f"{path}: not an image that skopeo copied: it has no manifest.json"
+    )
+    assert fails(f"docker-archive:{packed}") == (
+        f"{packed}: not a docker-save archive: it has no manifest.json"
+    )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_archives_compressed_by_gzip(tmp_path: Path, packed: bool) -> None:
+    saved = docker_archive(tmp_path / "i.tar", ONE, compressed=packed)
+    whole = saved.read_bytes()
+    saved.write_bytes(gzip.compress(whole[:3000]) + gzip.compress(whole[3000:]))
+    with open_image(saved) as image:
+        with image.layers[0].open() as blob:
+            data = blob.read(image.layers[0].size)
+        assert (gzip.decompress(data) if packed else data) == ONE
+        saved.unlink()  # what was unpacked has no name, and stays as long as the image is open
+        image.layers[0].verify()
+    saved.write_bytes(gzip.compress(whole)[:-9])
+    fails(saved, "cannot be decompressed")
+    saved.write_bytes(gzip.compress(bytes(65 << 20)))
+    assert fails(saved) == (
+        f"{saved}: more than 200 times as large uncompressed; gunzip it if that is meant"
+    )
+
+
+def skopeo(*words: object) -> None:
+    line = ["skopeo", "--insecure-policy", "copy", "--quiet", *map(str, words)]
+    subprocess.run(line, check=True)
+
+
+@needs("skopeo")
+@pytest.mark.parametrize("kind", ["oci:{}/new:x", "oci-archive:{}/new:x", "docker-archive:{}/new:x",
+                                  "dir:{}/new"])  # fmt: skip
+def test_what_skopeo_writes(tmp_path: Path, kind: str) -> None:
+    """By the transport and by the path alone."""
+    path = layout(tmp_path / "oci", ONE, TWO, Cmd=["c"])
+    skopeo(f"oci:{path}:latest", kind.format(tmp_path))
+    for reference in (kind.format(tmp_path), f"{tmp_path}/new"):
+        with open_image(reference) as image:
+            assert image.config.cmd == ("c",)
+            assert [each.diff_id for each in image.layers] == [sha256(ONE), sha256(TWO)]
+            for each in image.layers:
+                each.verify()
+
+
+@needs("skopeo")
+def test_dir_with_an_index(tmp_path: Path) -> None:
+    made = Layout(tmp_path / "flat")
+    entries = [
+        {**made.image([data], arch=arch), "platform": {"os": "linux", "architecture": arch}}
+        for arch, data in (("arm64", ONE), ("amd64", TWO))
+    ]
+    made.refer(made.document({"schemaVersion": 2, "manifests": entries}, OCI_INDEX), "x")
+    skopeo("--all", f"oci:{tmp_path}/flat:x", f"dir:{tmp_path}/dir")
+    image = open_image(f"dir:{tmp_path}/dir")
+    assert image.layers[0].diff_id == sha256(TWO)
+    image.layers[0].verify()
+    assert open_image(f"dir:{tmp_path}/dir", platform=ARM).layers[0].diff_id == sha256(ONE)
+    fails(f"dir:{tmp_path}/dir", "needs linux/s390x", platform="linux/s390x")
 
 
 WRONG: list[Any] = [None, True, -1, 1.5, 1 << 70, "", "\0", "\ud800", [], [None], {}, {"": []}]
