@@ -13,6 +13,10 @@ from pyvmm.errors import ImageError
 _CHUNK = 1 << 20
 
 
+class DigestError(ImageError):
+    """What came is not what the digest says, and was thrown away."""
+
+
 class Incoming:
     """The blob ``digest`` of ``size`` bytes, written in order, by one process and thread at a time.
 
@@ -72,7 +76,10 @@ class Incoming:
             self.restart()
 
     def write(self, data: bytes) -> None:
-        """Append ``data``; the caller sees to it that no more than ``size`` bytes come."""
+        """Append ``data``."""
+        if len(data) > self._size - self.offset:
+            self.restart()
+            raise DigestError(f"blob {self._digest}: more than its {self._size} bytes came")
         try:
             left = memoryview(data)
             while left:
@@ -90,18 +97,14 @@ class Incoming:
         self.offset = 0
 
     def finish(self) -> None:
-        """Put the blob in its place. Throws all away if it is not what the digest says."""
+        """Put the blob in its place. DigestError, and all is thrown away, if it is another."""
         if self._finished:
             return
         found = f"{self._digest.partition(':')[0]}:{self._hash.hexdigest()}"
         if self.offset != self._size or found != self._digest:
-            got = self.offset
+            what = f"{self.offset} of its {self._size} bytes came, with the digest {found}"
             self.restart()
-            raise ImageError(
-                f"blob {self._digest}: {got} bytes with the digest {found} came, not {self._size}"
-                if got != self._size
-                else f"blob {self._digest}: what came has the digest {found}"
-            )
+            raise DigestError(f"blob {self._digest}: damaged: {what}")
         try:
             os.fchmod(self._file.fileno(), 0o444)
             os.fsync(self._file.fileno())

@@ -34,7 +34,7 @@ _LAYER_TYPES = {
 }
 
 
-class _Candidate(Record):
+class Candidate(Record):
     """A manifest that suits."""
 
     digest: str
@@ -76,11 +76,16 @@ def open_layout(source: Source, ref: str, platform: Platform) -> Image:
 
 def open_entry(source: Source, entry: Fields, platform: Platform) -> Image:
     """The image for ``platform`` that a descriptor leads to, through indexes of any depth."""
+    return _image(source, find_candidate(source, entry, platform))
+
+
+def find_candidate(source: Source, entry: Fields, platform: Platform) -> Candidate:
+    """The manifest of that image; its layers need not be there."""
     others: list[str] = []
     found = _search(source, entry, platform, others)
     if not found:
         raise _foreign(entry.where, platform, others)
-    return _image(source, found)
+    return found
 
 
 def blob_name(digest: str) -> str:
@@ -90,7 +95,7 @@ def blob_name(digest: str) -> str:
 
 def _search(
     source: Source, entry: Fields, platform: Platform, others: list[str]
-) -> _Candidate | None:
+) -> Candidate | None:
     """The best manifest at or below an entry. ``others`` gets what there is that does not suit."""
     waiting = _suitable([entry], platform, others)
     for _ in range(_DOCUMENTS_MAX):
@@ -116,7 +121,7 @@ def _search(
             config.platform.architecture,
         )
         if is_so and platform.runs(offered):
-            return _Candidate(digest, document, config, offered)
+            return Candidate(digest, document, config, offered)
         others.append(str(config.platform))
     raise ImageError(f"{source.name}: more than {_DOCUMENTS_MAX} indexes and manifests")
 
@@ -176,7 +181,7 @@ def _parsed(blob: Blob) -> Fields:
     return Fields(parse(blob.read(), blob.name), blob.name)
 
 
-def _image(source: Source, chosen: _Candidate) -> Image:
+def _image(source: Source, chosen: Candidate) -> Image:
     descriptors = chosen.manifest.objects("layers")
     diff_ids = chosen.config.diff_ids
     if len(descriptors) != len(diff_ids):

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import hashlib
+from threading import Event
+from time import time
 
 from pyvmm.errors import ImageError
+from pyvmm.oci.blob import Blob, DamagedError, checked_digest
+from pyvmm.oci.download import CONNECTIONS, Downloads, Progress, Wanted
+from pyvmm.oci.fields import DOCUMENT_MAX, Fields, parse
+from pyvmm.oci.layout import find_candidate
 from pyvmm.oci.platform import Platform
 from pyvmm.oci.reference import Reference
+from pyvmm.oci.registry import Manifest, Registry
+from pyvmm.oci.retry import Retries
+from pyvmm.oci.source import Source
 from pyvmm.oci.store import Name, Store
 
-
-class Progress(Protocol):
-    """What is told of a pull, always in the thread that called it. Sizes are in bytes."""
-
-    def blob(self, digest: str, size: int, at: int) -> None:
-        """A blob is fetched from the byte ``at`` on; again if it has to start anew."""
-
-    def advance(self, digest: str, count: int) -> None:
-        """``count`` more bytes of it are there."""
-
-    def done(self, digest: str) -> None:
-        """It is there and verified."""
-
-    def line(self, text: str) -> None:
-        """Something worth a line, such as that a server is asked again."""
+_INDEX = "application/vnd.oci.image.index.v1+json"
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
 def pull(reference: Reference, platform: Platform, store: Store, progress: Progress) -> Name:
@@ -31,4 +27,92 @@ def pull(reference: Reference, platform: Platform, store: Store, progress: Progr
 
     Blobs that are there are not fetched. Raises ImageError.
     """
-    raise ImageError(f"{reference}: pull is not there yet")
+    registry = Registry(reference, CONNECTIONS)
+    retries = Retries(Event(), progress.line)
+    with store.lock():
+        found = retries.run(lambda: registry.manifest(reference.digest or reference.tag))
+        name = _named(reference, found)
+        _keep(store, name.digest, found.data)
+        documents = _Documents(registry, retries, store, progress)
+        entry = Fields({"digest": name.digest, "size": name.size}, name.reference)
+        try:
+            chosen = find_candidate(documents, entry, platform)
+        except DamagedError as error:  # found in the store
+            store.remove(error.digest)
+            chosen = find_candidate(documents, entry, platform)
+        Downloads(registry, store, _wanted(chosen.manifest.objects("layers")), progress).run()
+        store.name(name)
+    return name
+
+
+def _named(reference: Reference, found: Manifest) -> Name:
+    """What the reference means, checked."""
+    wanted = reference.digest or found.digest
+    algorithm = wanted.partition(":")[0] or "sha256"
+    digest = f"{algorithm}:{hashlib.new(algorithm, found.data).hexdigest()}"
+    if wanted not in ("", digest):
+        raise ImageError(
+            f"{reference}: damaged on its way: it has the digest {digest}, not {wanted}"
+        )
+    fields = Fields(parse(found.data, str(reference)), str(reference))
+    if "schema" in found.media_type and "manifest.v1" in found.media_type:
+        raise ImageError(
+            f"{reference}: has a manifest of Docker's schema 1, from before 2017; push it again "
+            "with a newer tool"
+        )
+    media_type = fields.text("mediaType") or found.media_type
+    if not media_type.startswith("application/vnd."):
+        media_type = _INDEX if "manifests" in fields else _MANIFEST
+    return Name(str(reference), digest, len(found.data), media_type, int(time()))
+
+
+def _wanted(descriptors: list[Fields]) -> list[Wanted]:
+    """What descriptors point to, each blob once."""
+    found: dict[str, Wanted] = {}
+    for descriptor in descriptors:
+        digest = checked_digest(descriptor.text("digest"), descriptor.where)
+        found[digest] = Wanted(digest, descriptor.size("size"))
+    return list(found.values())
+
+
+def _keep(store: Store, digest: str, data: bytes) -> None:
+    with store.receive(digest, len(data)) as incoming:
+        if incoming.offset < len(data):
+            incoming.restart()
+            incoming.write(data)
+        incoming.finish()
+
+
+class _Documents(Source):
+    """The manifests, indexes and configurations of a repository, fetched as they are looked for."""
+
+    def __init__(
+        self, registry: Registry, retries: Retries, store: Store, progress: Progress
+    ) -> None:
+        self.name = store.path
+        self._registry = registry
+        self._retries = retries
+        self._store = store
+        self._progress = progress
+        self._configurations: dict[str, Wanted] = {}
+
+    def find(self, name: str) -> Blob | None:
+        digest = name.removeprefix("blobs/").replace("/", ":", 1)
+        configuration = self._configurations.get(digest)
+        if configuration:  # registries keep these among the blobs
+            if configuration.size > DOCUMENT_MAX:
+                raise ImageError(f"blob {digest}: larger than {DOCUMENT_MAX >> 20} MiB")
+            Downloads(self._registry, self._store, [configuration], self._progress).run()
+            return self._store.source().find(name)
+        found = self._store.source().find(name)
+        if not found:
+            manifest = self._retries.run(lambda: self._registry.manifest(digest))
+            _keep(self._store, digest, manifest.data)
+            found = self._store.source().find(name)
+        if found and found.size <= DOCUMENT_MAX:
+            found.verify(digest)
+            document = Fields(parse(found.read(), found.name), found.name)
+            if "config" in document:
+                for each in _wanted([document.object("config")]):
+                    self._configurations[each.digest] = each
+        return found
