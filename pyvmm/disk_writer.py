@@ -11,34 +11,41 @@ from typing import Any
 from pyvmm._ext4 import ffi, lib
 from pyvmm.errors import DiskError, ImageError
 from pyvmm.oci import Image, Layer
+from pyvmm.oci.limits import Limits
 from pyvmm.oci.stream import uncompressed
 
 
-def write(image: Image, size: int, path: str, progress: Callable[[str], object]) -> None:
+def write(
+    image: Image, size: int, path: str, limits: Limits, progress: Callable[[str], object]
+) -> None:
     """Make the file ``path`` the ext4 disk of ``image``. Raises ImageError and DiskError."""
     os.truncate(path, 0)
     os.truncate(path, size)
-    writer = lib.ext4_create(os.fsencode(path), size)
+    writer = lib.ext4_create(os.fsencode(path), size, limits.entries, limits.path)
     if writer == ffi.NULL:
         raise MemoryError
+    total = 0
     try:
         _check(writer, lib.ext4_status(writer), size)
         for number, layer in enumerate(image.layers, 1):
             progress(f"layer {number} of {len(image.layers)}: {layer.digest}")
-            _merge(writer, layer, size)
+            total += _merge(writer, layer, size, limits, total)
         progress("writing the filesystem")
         _check(writer, lib.ext4_finish(writer), size)
     finally:
         lib.ext4_free(writer)
 
 
-def _merge(writer: Any, layer: Layer, size: int) -> None:
-    """Decompress and hash in this thread, parse and write in another."""
-    layer.verify()
+def _merge(writer: Any, layer: Layer, size: int, limits: Limits, before: int) -> int:
+    """Decompress in this thread, hash in two more (stream.py), parse and write in a fourth.
+
+    Returns the length of the layer's tar stream.
+    """
     sender, receiver = socket.socketpair()
     for end in sender, receiver:
         end.setblocking(True)  # whatever socket.setdefaulttimeout() says
     status: list[int] = []
+    total = 0
 
     def consume() -> None:
         with receiver:
@@ -48,13 +55,18 @@ def _merge(writer: Any, layer: Layer, size: int) -> None:
     consumer.start()
     try:
         with sender:
-            for piece in uncompressed(layer):
-                sender.sendall(piece, socket.MSG_NOSIGNAL)
-    except ConnectionError:
-        pass  # the consumer gave up, and its status says why
+            for piece in uncompressed(layer, limits, before):
+                total += len(piece)
+                try:
+                    sender.sendall(piece, socket.MSG_NOSIGNAL)
+                except ConnectionError:
+                    # The consumer gave up, and its status says why; unless the layer is damaged,
+                    # which the rest of the stream will tell.
+                    pass
     finally:
         consumer.join()
     _check(writer, status[0], size, f"layer {layer.digest}: ")
+    return total
 
 
 def _check(writer: Any, status: int, size: int, where: str = "") -> None:

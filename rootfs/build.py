@@ -1,4 +1,4 @@
-"""Builds pyvmm._ext4: image layers in (libarchive decompresses), ext4 out (libext2fs)."""
+"""Builds pyvmm._ext4: image layers in, ext4 out (libext2fs)."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ ffi.set_source(
     sources=SOURCES,
     include_dirs=["rootfs"],
     depends=[f"rootfs/{path.name}" for path in sorted(HERE.glob("*.h"))],
-    libraries=["ext2fs", "com_err", "archive"],
+    libraries=["ext2fs", "com_err"],
     extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"],
     py_limited_api=True,
 )

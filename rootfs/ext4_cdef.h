@@ -5,8 +5,12 @@ enum ext4_status {
 	EXT4_HOST   /* the host failed: I/O, memory */
 };
 
-/* The file at path must exist, be empty of data and have its final size. NULL: out of memory. */
-struct ext4_writer *ext4_create(const char *path, uint64_t size);
+/*
+ * The file at path must exist, be empty of data and have its final size. An image may have so many
+ * names, and paths of so many bytes, up to what ext4 and Linux have. NULL: out of memory.
+ */
+struct ext4_writer *ext4_create(const char *path, uint64_t size, uint32_t names_max,
+				uint32_t path_max);
 int ext4_status(const struct ext4_writer *writer);
 /* Merges one layer, an uncompressed tar stream read from the descriptor to its end. */
 int ext4_layer(struct ext4_writer *writer, int fd);
@@ -16,10 +20,3 @@ const char *ext4_error(const struct ext4_writer *writer);
 /* After EXT4_SPACE: a size in bytes that would do. */
 uint64_t ext4_needed(const struct ext4_writer *writer);
 void ext4_free(struct ext4_writer *writer);
-
-/* The uncompressed bytes of a layer blob (gzip, zstd or neither) at an offset of a file. */
-struct inflate *inflate_open(int fd, uint64_t offset, uint64_t size);
-/* Bytes read, 0 at the end, -1: see inflate_error. */
-int64_t inflate_read(struct inflate *stream, void *buffer, size_t size);
-const char *inflate_error(const struct inflate *stream);
-void inflate_close(struct inflate *stream);

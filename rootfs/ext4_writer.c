@@ -112,7 +112,8 @@ static int create(struct ext4_writer *w, const char *path, uint64_t size)
 	return 0;
 }
 
-struct ext4_writer *ext4_create(const char *path, uint64_t size)
+struct ext4_writer *ext4_create(const char *path, uint64_t size, uint32_t names_max,
+				uint32_t path_max)
 {
 	struct ext4_writer *w = calloc(1, sizeof(*w));
 
@@ -120,6 +121,8 @@ struct ext4_writer *ext4_create(const char *path, uint64_t size)
 		return NULL;
 	initialize_ext2_error_table();
 	w->fd = -1;
+	w->names_max = names_max < DISK_NAMES_MAX ? names_max : DISK_NAMES_MAX;
+	w->path_max = path_max < DISK_PATH_SIZE ? path_max : DISK_PATH_SIZE - 1;
 	w->status = create(w, path, size);
 	return w;
 }

@@ -10,7 +10,6 @@
 
 #include "writer.h"
 
-#define PATH_LENGTH_MAX	  4096u /* PATH_MAX: no process could name more */
 #define TARGET_LENGTH_MAX 4095u
 #define XATTRS_MAX	  4096u /* names and values of one inode; they must fit a block */
 #define FILE_SIZE_MAX	  ((uint64_t)UINT32_MAX * DISK_BLOCK)
@@ -20,8 +19,8 @@
 
 /* A name in a layer, taken apart: "a/b/../c/" is the directory "a" and the base "c". */
 struct place {
-	char dir[PATH_LENGTH_MAX];
-	char base[PATH_LENGTH_MAX];
+	char dir[DISK_PATH_SIZE];
+	char base[DISK_PATH_SIZE];
 };
 
 static int split(struct ext4_writer *w, const char *path, struct place *place)
@@ -29,9 +28,10 @@ static int split(struct ext4_writer *w, const char *path, struct place *place)
 	size_t used = 0;
 	char *slash;
 
-	if (strlen(path) >= PATH_LENGTH_MAX)
-		return fail(&w->failure, EXT4_IMAGE, "%.64s...: name of more than %u bytes", path,
-			    PATH_LENGTH_MAX - 1);
+	if (strlen(path) > w->path_max)
+		return fail(&w->failure, EXT4_IMAGE,
+			    "%.64s...: name of more than %u bytes (--image-limit path=…)", path,
+			    w->path_max);
 	while (*(path += strspn(path, "/"))) {
 		size_t n = strcspn(path, "/");
 

@@ -57,8 +57,9 @@ int tree_link(struct ext4_writer *w, struct inode *dir, const char *name, size_t
 	if (length > DISK_NAME_MAX)
 		return fail(&w->failure, EXT4_IMAGE, "name of %zu bytes, ext4 has 255: %.64s...",
 			    length, name);
-	if (w->names >= DISK_NAMES_MAX)
-		return fail(&w->failure, EXT4_IMAGE, "more than %u names", DISK_NAMES_MAX);
+	if (w->names >= w->names_max)
+		return fail(&w->failure, EXT4_IMAGE, "more than %u names (--image-limit entries=…)",
+			    w->names_max);
 	if (S_ISDIR(inode->mode) && dir->dir.depth >= DISK_DEPTH_MAX)
 		return fail(&w->failure, EXT4_IMAGE, "directories nest more than %u deep",
 			    DISK_DEPTH_MAX);

@@ -2,9 +2,9 @@
 /*
  * How an image becomes a disk:
  *
- *     blob ─► inflate ─► (Python hashes) ─► socket ─► tar ─► layer ─► tree      names and metadata,
- * in memory └───► disk      file contents, straight to their blocks after the last layer:  tree ─►
- * ext4_emit ─► inodes, directories
+ *     blob, decompressed and hashed by Python ─► socket ─► tar ─► layer ─► tree   names and
+ * metadata, │                      in memory └───► disk   file contents, straight to their blocks
+ *     after the last layer:  tree ─► ext4_emit ─► inodes, directories
  *
  * Only one file exists on the host, the disk itself: no name that an image holds is ever given to
  * the host's kernel.
@@ -21,8 +21,9 @@
 #include "failure.h"
 #include "tar.h"
 
-#define DISK_BLOCK    4096u
-#define DISK_NAME_MAX 255u
+#define DISK_BLOCK     4096u
+#define DISK_NAME_MAX  255u
+#define DISK_PATH_SIZE 4096u /* PATH_MAX: no process could name more */
 #define DISK_DEPTH_MAX                                                                             \
 	2048u /* directories within directories: bounds every recursion over the tree */
 #define DISK_NAMES_MAX                                                                             \
@@ -74,8 +75,9 @@ struct ext4_writer {
 	int status; /* of ext4_create */
 	int fd;
 	ext2_filsys fs;
-	uint64_t cursor;     /* where the search for free blocks goes on */
-	uint64_t live, peak; /* data blocks held by the tree: now, and at most */
+	uint64_t cursor;	      /* where the search for free blocks goes on */
+	uint64_t live, peak;	      /* data blocks held by the tree: now, and at most */
+	uint32_t names_max, path_max; /* limits of this image */
 	bool full; /* the disk was too small; from then on blocks are counted, not written */
 	struct inode *root;
 	unsigned layer; /* ordinal of the layer being merged, from 1 */

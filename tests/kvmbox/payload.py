@@ -19,12 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("LICENSE", "README.md", "csrc", "init", "pyproject.toml", "pyvmm", "rootfs", "setup.py")
 MADE = ("*.so", "*.o", "*.pyc", "*/_core.c", "*/_ext4.c", "pyvmm/_data/*")  # by an earlier build
 KEPT = 4  # disks of earlier builds
+LIBRARIES = ("isal", "backports.zstd", "urllib3")  # those that the box has no package of
 
 
 def pyvmm_disk() -> Path:
     """Return a disk with the checkout's pyvmm as pip installs it, built if the source is new."""
     files = [name for source in SOURCES for name in _files(source)]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(LIBRARIES).encode())
     for name in files:
         data = (ROOT / name).read_bytes()
         digest.update(f"{name}\0{len(data)}\0".encode() + data)
@@ -62,6 +63,13 @@ def _install(files: list[str], disk: Path) -> None:
     shutil.rmtree(source / "build" / "lib", ignore_errors=True)
     pip = (python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation")
     _run(*pip, "--target", target, source)
+    libraries = work / f"libraries-{'-'.join(LIBRARIES)}"
+    if not libraries.exists():
+        part = work / "libraries.part"
+        shutil.rmtree(part, ignore_errors=True)
+        _run(python, "-m", "pip", "install", "-q", "--no-deps", "--target", part, *LIBRARIES)
+        part.rename(libraries)
+    shutil.copytree(libraries, target, dirs_exist_ok=True)
     make_disk(target, disk, "64M")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pyvmm import disk_cache
 from pyvmm.disk import base_disk as disk_of
 from pyvmm.errors import DiskError, ImageError
 from pyvmm.oci import Image, open_image
@@ -60,10 +61,17 @@ class Maker:
         check(made)
         return Disk(made)
 
-    def fails(self, *layers: bytes, size: int = 16 * MIB) -> str:
+    def disks(self) -> list[Path]:
+        """What is in the cache, of which each has its checksum beside it."""
+        found = sorted(self.cache.iterdir())
+        disks = [path for path in found if path.suffix == ".ext4"]
+        assert found == sorted([*disks, *(Path(f"{disk}.crc32") for disk in disks)])
+        return disks
+
+    def fails(self, *layers: bytes, size: int = 16 * MIB, **options: Any) -> str:
         """The message of the ImageError that these layers are; nothing may be left behind."""
         with pytest.raises(ImageError) as caught:
-            base_disk(open_image(self.image(*layers)), size)
+            base_disk(open_image(self.image(*layers)), size, **options)
         assert not list(self.cache.glob("*.part"))
         assert "\n" not in str(caught.value)
         return str(caught.value)
@@ -564,7 +572,44 @@ def test_cache(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     assert base_disk(image, 16 * MIB, progress=steps.append) == first
     assert len(steps) == 2
     assert base_disk(image, 32 * MIB) != first
-    assert sorted(make.cache.iterdir()) == sorted([first, base_disk(image, 32 * MIB)])
+    assert make.disks() == sorted([first, base_disk(image, 32 * MIB)])
+
+
+def test_a_disk_cut_short_is_made_again(make: Maker) -> None:
+    image = open_image(make.image(layer(file("f", b"x" * 9999))))
+    path = base_disk(image, 16 * MIB)
+    good = path.read_bytes()
+    os.truncate(path, 3 * MIB)
+    assert base_disk(image, 16 * MIB).read_bytes() == good
+
+
+def test_damaged_disks_are_found(make: Maker) -> None:
+    kept, damaged = (
+        base_disk(open_image(make.image(layer(file("f", data)))), 16 * MIB) for data in (b"1", b"2")
+    )
+    path = str(damaged)
+    assert {base.path: disk_cache.is_intact(base) for base in disk_cache.bases()} == {
+        path: True,
+        str(kept): True,
+    }
+    with open(path, "r+b") as disk:
+        disk.seek(MIB)
+        disk.write(b"\1")
+    intact = {base.path: disk_cache.is_intact(base) for base in disk_cache.bases()}
+    assert intact == {path: False, str(kept): True}
+    for base in disk_cache.bases():
+        if base.path == path:
+            disk_cache.remove(base)
+    assert make.disks() == [kept]
+    assert sorted(make.cache.iterdir()) == [kept, Path(f"{kept}.crc32")]
+
+
+def test_holes_and_zeros_are_the_same_to_the_checksum(make: Maker) -> None:
+    path = base_disk(open_image(make.image(layer(file("f", b"x" * 9999)))), 16 * MIB)
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+    assert [disk_cache.is_intact(base) for base in disk_cache.bases()] == [True]
 
 
 def test_two_at_once_make_it_once(make: Maker) -> None:
@@ -583,7 +628,7 @@ def test_two_at_once_make_it_once(make: Maker) -> None:
     assert len(set(paths)) == 1
     assert len(paths) == 4
     assert len(steps) == 2
-    assert list(make.cache.iterdir()) == [paths[0]]
+    assert make.disks() == [paths[0]]
     check(paths[0])
 
 
@@ -594,7 +639,7 @@ def test_part_file_of_a_killed_process_is_taken_over(make: Maker) -> None:
     path.unlink()
     path.with_name(f"{path.name}.part").write_bytes(b"\xff" * 20 * MIB)
     assert base_disk(image, 16 * MIB).read_bytes() == good
-    assert list(make.cache.iterdir()) == [path]
+    assert make.disks() == [path]
 
 
 def test_docker_archive(make: Maker) -> None:

@@ -8,13 +8,16 @@ import random
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from backports import zstd
 
-from pyvmm.errors import ImageError
+from pyvmm.errors import ImageError, UsageError
 from pyvmm.oci import open_image
+from pyvmm.oci.limits import Limits, parse_limits
 
 from .ext4_reader import Disk
 from .images import (
@@ -67,11 +70,48 @@ def test_gzip_of_several_members(make: Maker) -> None:
     assert disk["d/f"].data == b"contents" * 999
 
 
-@pytest.mark.skipif(not shutil.which("zstd"), reason="zstd is not installed")
 def test_zstd(make: Maker) -> None:
     blob = subprocess.run(["zstd", "-c"], input=STREAM, capture_output=True, check=True).stdout
     disk = check_stored(make, STREAM, blob, f"{OCI_LAYER}+zstd")
     assert disk["d/f"].data == b"contents" * 999
+
+
+def test_zstd_of_several_frames(make: Maker) -> None:
+    skippable = b"\x53\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"12345"  # RFC 8878 §3.1.2
+    pieces = [STREAM[i : i + 700] for i in range(0, len(STREAM), 700)]
+    blob = skippable.join([b"", *(zstd.compress(piece) for piece in pieces), b""])
+    disk = check_stored(make, STREAM, blob, f"{OCI_LAYER}+zstd")
+    assert disk["d/f"].data == b"contents" * 999
+
+
+@pytest.mark.parametrize("junk", [b"\0" * 512, b"\x1f", b"junk", b"\x28\xb5\x2f\xfd"])
+def test_what_follows_the_last_member_and_is_none_is_nothing(make: Maker, junk: bytes) -> None:
+    disk = check_stored(make, STREAM, gzip.compress(STREAM) + junk, f"{OCI_LAYER}+gzip")
+    assert disk.tree() == ["d", "d/f", "l"]
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_compression_bomb_is_refused(make: Maker, layers: int) -> None:
+    """Zeros: 80 MiB in 80 KB. The stream is never held, only counted."""
+    bomb = bytes(80 << 20)
+    message = make.fails(*[layer(file("f"))] * layers, layer(file("bomb", bomb)), size=256 * MIB)
+    assert message.endswith(
+        ": more than 200 times as large uncompressed (--image-limit ratio=…)"
+    ), message
+
+
+def test_limits(make: Maker) -> None:
+    small = layer(*(file(f"{n}") for n in range(10)))
+    assert make.fails(small, layer(file("more")), limits=Limits(entries=10)).endswith(
+        "more than 10 names (--image-limit entries=…)"
+    )
+    long = "d/" * 50 + "f"
+    assert make.fails(layer(file(long)), limits=Limits(path=100)).endswith(
+        f"{long[:64]}...: name of more than 100 bytes (--image-limit path=…)"
+    )
+    assert make.fails(small, small, limits=Limits(size=2 * len(small) - 1)).endswith(
+        f"with it the image has more than {2 * len(small) - 1} bytes (--image-limit size=…)"
+    )
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -83,16 +123,25 @@ def test_wrong_diff_id(make: Maker, compressed: bool) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 8, 9, 100])
-def test_truncated_gzip(make: Maker, cut: int) -> None:
-    message = fails_stored(make, STREAM, gzip.compress(STREAM)[:-cut], f"{OCI_LAYER}+gzip")
-    assert "damaged" in message or "cannot be decompressed" in message
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+def test_truncated(make: Maker, cut: int, kind: str) -> None:
+    blob = {"gzip": gzip.compress, "zstd": zstd.compress}[kind](STREAM)
+    message = fails_stored(make, STREAM, blob[:-cut], f"{OCI_LAYER}+{kind}")
+    assert message.endswith(": cannot be decompressed: it is truncated")
 
 
-def test_damage_found_in_a_plain_layer(make: Maker) -> None:
-    path = stored(make, STREAM, STREAM, OCI_LAYER)
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd.compress])
+@pytest.mark.parametrize("at", [0, 40, 100, -1])
+def test_damage_is_said_to_be_damage(
+    make: Maker, compress: Callable[[bytes], bytes], at: int
+) -> None:
+    """Not what it did to the tar or the compressed stream, at which other threads look."""
+    blob = bytearray(compress(STREAM))
+    path = stored(make, STREAM, bytes(blob), OCI_LAYER)
     image = open_image(path)
-    Path(image.layers[0].blob.path).write_bytes(STREAM[:100] + b"\xff" + STREAM[101:])
-    with pytest.raises(ImageError, match="damaged"):
+    blob[at] ^= 0xFF
+    Path(image.layers[0].blob.path).write_bytes(blob)
+    with pytest.raises(ImageError, match=r"damaged: .*; fetch the image again"):
         base_disk(image, 16 * MIB)
 
 
@@ -325,3 +374,28 @@ def test_mutated_streams(make: Maker) -> None:
             sound += 1
         shutil.rmtree(make.cache, ignore_errors=True)
     assert 10 < sound < 150
+
+
+def test_limits_in_words() -> None:
+    assert parse_limits({}) == Limits()
+    assert parse_limits({"size": "4G", "entries": 100}) == Limits(size=4 << 30, entries=100)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"files": 1},
+            "no image limit 'files': there are size, ratio, layers, entries, path, config",
+        ),
+        ({"size": "much"}, "image limit size=much: write a number, or a size as 4G"),
+        ({"size": -1}, "image limit size=-1: write a number, or a size as 4G"),
+        ({"layers": 0}, "image limit layers=0: must be more than 0"),
+        ({"path": 4096}, "image limit path=4096: at most 4095"),
+        ({"entries": "4M"}, "image limit entries=4194304: at most 3145728"),
+    ],
+)
+def test_limits_that_are_none(values: dict[str, int | str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_limits(values)
+    assert str(caught.value) == message
