@@ -60,8 +60,13 @@ def _command(words: list[str]) -> int:
     if words[:1] == ["--version"]:
         print(f"pyvmm {__version__}")
         return 0
+    commands: Sequence[Command] = COMMANDS
+    if words[:1] != ["run"]:
+        from .image_commands import COMMANDS as image_commands  # a run needs none of it
+
+        commands = COMMANDS + image_commands
     try:
-        command, values = parse("pyvmm", COMMANDS, words)
+        command, values = parse("pyvmm", commands, words)
     except Help as text:
         print(text)
         return 0
@@ -91,6 +96,8 @@ def _run(a: Values) -> int:
     options: Options = {
         "entrypoint": [a.entrypoint] if a.entrypoint else None,
         "env": dict(_variable(word) for word in a.env),
+        "platform": a.platform,
+        "pull": a.pull,
         "workdir": a.workdir,
         "user": a.user,
         "hostname": a.hostname,
@@ -124,6 +131,7 @@ def _run(a: Values) -> int:
 
     machine = Machine(a.image, command or None, progress=say, **options)
     machine.began = began
+    machine.bars = True
     machine.use(worker)
     try:
         machine.start()
@@ -174,8 +182,9 @@ def _dry_run(image: str, command: list[str] | None, options: Options) -> int:
     from .oci import open_image
     from .plan import make, place
 
-    with open_image(image) as opened:
-        config = Config(image, command, **options)
+    config = Config(image, command, **options)
+    platform = config.image_platform
+    with open_image(image, platform=platform, pull=config.pull, progress=say, bars=True) as opened:
         print(make(config, place(config), opened, say).describe())
     return 0
 
@@ -261,7 +270,12 @@ COMMANDS = (
         "Run a program from an image.",
         _run,
         (
-            Option("--image", "PATH", "OCI layout, OCI or `docker save` archive", required=True),
+            Option("--image", "REF", "of a registry, or a layout's or an archive's path",
+                   required=True),
+            Option("--platform", "PLATFORM", "linux/amd64, or a variant as linux/amd64/v3",
+                   "linux/amd64"),
+            Option("--pull", "WHEN", "from a registry: missing (default), always or never",
+                   "missing", choices=("missing", "always", "never")),
             Option("--vcpus", "N", "virtual CPUs (default 1)", 1, int),
             Option("--memory", "SIZE", "guest RAM (default 512M)", "512M"),
             Option("--hugepages", "2M|1G", "guest RAM in reserved huge pages of the host",

@@ -12,23 +12,30 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .oci import ImageConfig
-    from .options import Entry, Pages, Sink
+    from .oci.platform import Platform
+    from .options import Entry, Pages, Pull, Sink
 
 MiB = 1 << 20
 MAX_VCPUS = 64
+PULLS = "missing", "always", "never"
 
 
 class Config(Record):
     """A checked configuration. Raises UsageError for what cannot be meant."""
 
     image: str | os.PathLike[str]
-    """An OCI layout directory, an OCI archive or a ``docker save`` archive."""
+    """A registry's image by its name, as ``"busybox:1.36"``; the path of an OCI layout, an OCI
+    archive or a ``docker save`` archive; or that with a transport, as ``"oci:DIR"``."""
     command: Sequence[str] | None = None
     """Replaces the image's command (its entry point stays, as with Docker)."""
     entrypoint: Sequence[str] | None = None
     """Replaces the image's entry point, and drops the image's command."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the image's environment."""
+    platform: str = "linux/amd64"
+    """Which image of several: ``linux/amd64`` or a variant of it, as ``linux/amd64/v3``."""
+    pull: Pull = "missing"
+    """When to get a registry's image: if it is not in the store, always, or never."""
     workdir: str | None = None
     """Working directory; made if absent."""
     user: str | None = None
@@ -81,6 +88,10 @@ class Config(Record):
             raise UsageError(f"timeout {self.timeout}: must be more than 0 seconds")
         if self.boot_timeout <= 0:
             raise UsageError(f"boot_timeout {self.boot_timeout}: must be more than 0 seconds")
+        if self.pull not in PULLS:
+            raise UsageError(f"pull {self.pull!r}: must be {', '.join(PULLS)}")
+        if (self.image_platform.os, self.image_platform.architecture) != ("linux", "amd64"):
+            raise UsageError(f"platform {self.platform!r}: guests are linux/amd64")
         for path in self.outputs:
             if not path.startswith("/"):
                 raise UsageError(f"output {path!r}: must be an absolute path in the guest")
@@ -99,6 +110,13 @@ class Config(Record):
         """Whether anything is said of where on the host (placement.py)."""
         asked = (self.hugepages, self.numa_node, self.cpus, self.prefault)
         return asked != (None, None, None, False)
+
+    @property
+    def image_platform(self) -> Platform:
+        """``platform``, read."""
+        from .oci.platform import parse_platform
+
+        return parse_platform(self.platform)
 
     @property
     def memory_bytes(self) -> int:

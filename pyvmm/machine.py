@@ -19,7 +19,7 @@ from .config import Config
 from .disk import base_disk
 from .host import open_file, open_overlay
 from .launch import WorkerProcess
-from .oci import open_image
+from .oci import Image, with_image
 from .results import Result, Session
 
 TYPE_CHECKING = False  # see record.py
@@ -61,6 +61,8 @@ class Machine:
         self._times = {"begin": time.monotonic()}
         self.began: float | None = None
         """When the program that asked for the run had begun (CLOCK_MONOTONIC), if it matters."""
+        self.bars = False
+        """Whether an image's pull is shown on stderr if that is a terminal, not by ``progress``."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -91,9 +93,19 @@ class Machine:
             # First: what the host lacks is no reason to unpack an image or fetch a kernel.
             placed = plan.place(config)
             self._worker = self._worker or WorkerProcess()  # its VM is made while we prepare
-            with open_image(config.image) as image:
+
+            def prepare(image: Image) -> str:
                 self._plan = plan.make(config, placed, image, self._progress)
-                base = base_disk(image, config.disk_bytes, progress=self._progress)
+                return base_disk(image, config.disk_bytes, progress=self._progress)
+
+            base = with_image(
+                config.image,
+                prepare,
+                platform=config.image_platform,
+                pull=config.pull,
+                progress=self._progress,
+                bars=self.bars,
+            )
             self._times["prepared"] = time.monotonic()
             self._console = console.Console()
             fds["kernel"] = open_file(self._plan.kernel.path)

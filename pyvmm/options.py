@@ -10,6 +10,7 @@ from typing import Literal, TypedDict
 
 Entry = Literal["pvh", "linux64"]
 Pages = Literal["2M", "1G"]
+Pull = Literal["missing", "always", "never"]
 Sink = Callable[[bytes], object]
 
 
@@ -18,6 +19,8 @@ class Options(TypedDict, total=False):
 
     entrypoint: Sequence[str] | None
     env: Mapping[str, str]
+    platform: str
+    pull: Pull
     workdir: str | None
     user: str | None
     hostname: str

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, Self
 
 
-def display(say: Callable[[str], object]) -> Lines:
-    """Bars if stderr is a terminal and rich is installed; else lines, each given to ``say``."""
-    if sys.stderr and sys.stderr.isatty():
+def display(say: Callable[[str], object], bars: bool) -> Lines:
+    """Bars if they are wanted, stderr is a terminal and rich is there; else lines for ``say``."""
+    if bars and sys.stderr and sys.stderr.isatty():
         try:
             return Bars(say)
         except ImportError:

@@ -12,7 +12,7 @@ from pyvmm.oci.reference import same_name
 from pyvmm.oci.source import Source
 from pyvmm.record import Record
 
-_REF_NAME = "org.opencontainers.image.ref.name"
+REF_NAME = "org.opencontainers.image.ref.name"
 _IMAGE_NAME = "io.containerd.image.name"  # `docker save` by containerd: the whole name
 _DOCUMENTS_MAX = 1000  # of one image's indexes and manifests
 _CONFIG_TYPES = (
@@ -141,7 +141,7 @@ def _foreign(where: str, platform: Platform, others: list[str]) -> ImageError:
 
 
 def _ref_name(entry: Fields) -> str:
-    return entry.object("annotations").text(_REF_NAME)
+    return entry.object("annotations").text(REF_NAME)
 
 
 def _is_named(entry: Fields, ref: str) -> bool:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from pyvmm.progress import Lines
-
     T = TypeVar("T")
 
 _HERE = Platform()
@@ -31,18 +29,19 @@ def open_image(
     *,
     platform: Platform = _HERE,
     pull: str = "missing",
-    display: Callable[[], Lines] | None = None,
+    progress: Callable[[str], object] | None = None,
+    bars: bool = False,
 ) -> Image:
     """Open an image by its reference (reference.py); a PathLike is a path.
 
     An image of a registry is pulled into the store when it is ``"missing"`` there, ``"always"`` or
-    ``"never"``. ``display`` is called when there is a pull to be shown. Manifests and configuration
-    are verified here, layers when they are read. Raises ImageError, with one line that names what
-    is wrong.
+    ``"never"``; ``progress`` is called with a line when something takes long, but ``bars`` shows
+    pulls on stderr if that is a terminal. Manifests and configuration are verified here, layers
+    when they are read. Raises ImageError, with one line that names what is wrong.
     """
     reference = parse_reference(image)
     if reference.transport == REGISTRY:
-        return _open_pulled(reference, platform, pull, display)
+        return _open_pulled(reference, platform, pull, progress, bars)
     return _open_file(reference, platform)
 
 
@@ -52,7 +51,8 @@ def with_image(
     *,
     platform: Platform = _HERE,
     pull: str = "missing",
-    display: Callable[[], Lines] | None = None,
+    progress: Callable[[str], object] | None = None,
+    bars: bool = False,
 ) -> T:
     """Open an image as open_image() does, and return what ``use`` makes of it.
 
@@ -60,18 +60,24 @@ def with_image(
     called again.
     """
     try:
-        with open_image(image, platform=platform, pull=pull, display=display) as opened:
+        with open_image(
+            image, platform=platform, pull=pull, progress=progress, bars=bars
+        ) as opened:
             return use(opened)
     except DamagedError as error:
         if parse_reference(image).transport != REGISTRY or pull == "never":
             raise
         Store().remove(error.digest)
-    with open_image(image, platform=platform, display=display) as opened:
+    with open_image(image, platform=platform, progress=progress, bars=bars) as opened:
         return use(opened)
 
 
 def _open_pulled(
-    reference: Reference, platform: Platform, pull: str, display: Callable[[], Lines] | None
+    reference: Reference,
+    platform: Platform,
+    pull: str,
+    progress: Callable[[str], object] | None,
+    bars: bool,
 ) -> Image:
     store = Store()
     name = store.find(str(reference)) if pull != "always" else None
@@ -85,9 +91,9 @@ def _open_pulled(
     elif pull == "never":
         raise ImageError(f"{reference}: not in the store; get it by `pyvmm image pull`")
     from pyvmm.oci.pull import pull as fetch
-    from pyvmm.progress import Lines
+    from pyvmm.progress import display
 
-    with display() if display else Lines(lambda _: None) as shown:
+    with display(progress or (lambda _: None), bars) as shown:
         name = fetch(reference, platform, store, shown)
     return open_name(store, name, platform)
 

@@ -112,8 +112,12 @@ class Store:
 
     def used(self) -> set[str]:
         """The digests of all blobs that the names lead to, there or not."""
+        return self.reachable([name.digest for name in self.names()])
+
+    def reachable(self, digests: list[str]) -> set[str]:
+        """The digests of all blobs that manifests and indexes lead to, there or not; theirs too."""
         used: set[str] = set()
-        waiting = [name.digest for name in self.names()]
+        waiting = list(digests)
         while waiting:
             digest = waiting.pop()
             if digest in used:
