@@ -7,43 +7,65 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 APPLETS = ("sh", "true", "sleep")
+OCI = "application/vnd.oci.image"
 Files = Mapping[str, bytes]
+
+
+class Layout:
+    """An OCI image layout in the making."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._blobs = directory / "blobs/sha256"
+        self._blobs.mkdir(parents=True)
+        (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+    def image(
+        self,
+        layers: Sequence[bytes],
+        compress: Callable[[bytes], bytes] = bytes,
+        suffix: str = "",
+        name: str = "latest",
+    ) -> None:
+        """Write an image of these tar streams, and the index that leads to it."""
+        config = {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Cmd": ["/bin/true"]},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer) for layer in layers]},
+        }
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": f"{OCI}.manifest.v1+json",
+            "config": self._blob(json.dumps(config).encode(), f"{OCI}.config.v1+json"),
+            "layers": [
+                self._blob(compress(layer), f"{OCI}.layer.v1.tar{suffix}") for layer in layers
+            ],
+        }
+        described = self._blob(json.dumps(manifest).encode(), str(manifest["mediaType"]))
+        described["annotations"] = {"org.opencontainers.image.ref.name": name}
+        index = {"schemaVersion": 2, "manifests": [described]}
+        (self.directory / "index.json").write_text(json.dumps(index))
+
+    def _blob(self, data: bytes, kind: str) -> dict[str, object]:
+        digest = _digest(data)
+        (self._blobs / digest.partition(":")[2]).write_bytes(data)
+        return {"mediaType": kind, "digest": digest, "size": len(data)}
 
 
 def make(directory: Path, more: Files | None = None) -> Path:
     """Write an OCI layout with /bin/busybox, a few of its names and ``more`` programs."""
     busybox = Path(shutil.which("busybox") or "/bin/busybox").read_bytes()
-    layer = _layer({"bin/busybox": busybox} | dict(more or {}))
-    blobs = directory / "blobs/sha256"
-    blobs.mkdir(parents=True)
-
-    def blob(data: bytes, kind: str) -> dict[str, object]:
-        digest = hashlib.sha256(data).hexdigest()
-        (blobs / digest).write_bytes(data)
-        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
-
-    bottom = blob(layer, "application/vnd.oci.image.layer.v1.tar")
-    config = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {"Cmd": ["/bin/true"]},
-        "rootfs": {"type": "layers", "diff_ids": [bottom["digest"]]},
-    }
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": blob(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json"),
-        "layers": [bottom],
-    }
-    described = blob(json.dumps(manifest).encode(), str(manifest["mediaType"]))
-    index = {"schemaVersion": 2, "manifests": [described]}
-    (directory / "index.json").write_text(json.dumps(index))
-    (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    Layout(directory).image([_layer({"bin/busybox": busybox} | dict(more or {}))])
     return directory
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _layer(programs: Files) -> bytes:

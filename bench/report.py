@@ -27,8 +27,17 @@ def part(clock: str) -> Path:
 def leave(clock: str, bench: Bench) -> None:
     """Write what was measured by one clock, perhaps in a machine of its own."""
     exits = [[*key, list(found.counts.items())] for key, found in bench.exits.items()]
-    found = {"rows": [row.plain() for row in bench.rows], "exits": exits, "trouble": bench.trouble}
-    part(clock).write_text(json.dumps(found))
+    _write(clock, bench.rows, exits, bench.trouble)
+
+
+def leave_rows(name: str, rows: list[table.Row]) -> None:
+    """Write what was measured without a VM."""
+    _write(name, rows, [], "")
+
+
+def _write(name: str, rows: list[table.Row], exits: list[Any], trouble: str) -> None:
+    found = {"rows": [row.plain() for row in rows], "exits": exits, "trouble": trouble}
+    part(name).write_text(json.dumps(found))
 
 
 def put_together(clocks: list[str]) -> str:

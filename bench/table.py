@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MARKS = {True: "yes", False: "NO", None: ""}
-GROUPS = ("yardstick", "ms", "M instr", "exits", "memory", "disk")
+GROUPS = ("yardstick", "ms", "M instr", "exits", "memory", "disk", "image")
 
 
 @dataclass(frozen=True)
