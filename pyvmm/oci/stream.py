@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any, BinaryIO, Protocol
 
 from pyvmm.errors import ImageError
+from pyvmm.oci.blob import DamagedError
 from pyvmm.oci.image import Layer
 from pyvmm.oci.limits import RATIO_FREE, Limits
 
@@ -38,9 +39,9 @@ class _Decompressor(Protocol):
 def uncompressed(layer: Layer, limits: Limits, before: int = 0) -> Iterator[bytes]:
     """Yield the tar stream of a layer (plain, gzip or zstd) in pieces.
 
-    ``before`` is how many bytes the layers below it had. Raises ImageError if the blob is not what
-    its digest and size say, if it cannot be decompressed or grows beyond its limits, and at the end
-    if the stream is not what the image's configuration says (its ``diff_id``).
+    ``before`` is how many bytes the layers below it had. Raises DamagedError if the blob is not
+    what its digest and size say or, at the end, the stream not what the image's configuration says
+    (its ``diff_id``); ImageError if it cannot be decompressed or grows beyond its limits.
     """
     stream = _Hash(layer.diff_id)
     # In a docker-archive the blob has no digest of its own.
@@ -63,9 +64,9 @@ def uncompressed(layer: Layer, limits: Limits, before: int = 0) -> Iterator[byte
         if blob:
             _compare(blob, layer)
         if stream.end() != layer.diff_id:
-            raise ImageError(
-                f"layer {layer.digest}: damaged: its uncompressed contents are not "
-                f"{layer.diff_id}; fetch the image again"
+            raise DamagedError(
+                f"layer {layer.digest}: damaged: its uncompressed contents are not {layer.diff_id}",
+                layer.digest,
             )
     finally:
         stream.end()
@@ -105,9 +106,8 @@ class _Hash:
 def _compare(blob: _Hash, layer: Layer) -> None:
     found = blob.end()
     if found != layer.digest:
-        raise ImageError(
-            f"{layer.blob.name}: damaged: its contents have the digest {found}; "
-            "fetch the image again"
+        raise DamagedError(
+            f"{layer.blob.name}: damaged: its contents have the digest {found}", layer.digest
         )
 
 
@@ -116,9 +116,9 @@ def _read(file: BinaryIO, layer: Layer, blob: _Hash | None) -> Iterator[bytes]:
     while left:
         data = file.read(min(_READ, left))
         if not data:
-            raise ImageError(
-                f"{layer.blob.name}: cut short: {layer.size - left} of {layer.size} bytes; "
-                "fetch the image again"
+            raise DamagedError(
+                f"{layer.blob.name}: cut short: {layer.size - left} of {layer.size} bytes",
+                layer.digest,
             )
         if blob:
             blob.update(data)
