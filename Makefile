@@ -7,8 +7,8 @@ VENV := .venv/bin
 # gcc .. python3-venv: the C parts. flex .. xz-utils: the guest kernel. umoci and on: the tests.
 PACKAGES := gcc make pkg-config libext2fs-dev e2fsprogs python3-dev python3-venv \
 	flex bison bc libelf-dev xz-utils umoci skopeo \
-	buildah busybox-static cpio lz4 zstd acpica-tools
-KVMBOX_PACKAGES := qemu-system-x86 debootstrap
+	buildah docker-registry debootstrap openssl busybox-static cpio lz4 zstd acpica-tools
+KVMBOX_PACKAGES := qemu-system-x86
 
 C_SOURCES := $(wildcard csrc/*.[ch] csrc/*.py rootfs/*.[ch] rootfs/*.py rootfs/kernel.config \
 	init/*.[chS] init/Makefile) setup.py
