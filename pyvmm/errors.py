@@ -18,6 +18,10 @@ class UsageError(PyvmmError):
 class ImageError(PyvmmError):
     """The image is missing, damaged, of a foreign architecture or of an unknown kind."""
 
+    def __init__(self, message: str) -> None:
+        # Some of it is the image's own text, which must neither add lines nor steer a terminal.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
 
 class DiskError(PyvmmError):
     """The root disk cannot be made: too small for the image, or the host's disk is full."""
