@@ -59,17 +59,28 @@ class Authorization:
     def _basic(self, refused: str) -> str:
         found = self._credentials
         if not found or not found.user:
-            raise ImageError(
-                f"{self._registry}: needs a login: use `docker login {self._registry}` or "
-                f"`podman login {self._registry}`"
-            )
+            raise self._needs_login()
         if refused:
-            raise ImageError(f"{self._registry}: refuses the login of {found.where}")
+            raise self._refuses(found)
         return _basic(found)
+
+    def _needs_login(self) -> ImageError:
+        return ImageError(
+            f"{self._registry}: needs a login: use `docker login {self._registry}` or "
+            f"`podman login {self._registry}`"
+        )
+
+    def _refuses(self, found: Credentials) -> ImageError:
+        return ImageError(f"{self._registry}: refuses the login of {found.where}")
 
     def _token(self, challenge: dict[str, str], plain: bool) -> str:
         realm = challenge.get("realm", "")
-        where = urlsplit(realm)
+        try:
+            where = urlsplit(realm)
+        except ValueError as error:
+            raise ImageError(
+                f"{self._registry}: its token service {readable(realm)!r} is no URL: {error}"
+            ) from None
         if where.scheme != "https" and not (plain and where.scheme == "http"):
             raise ImageError(
                 f"{self._registry}: its token service {readable(realm)!r} is not https"
@@ -98,8 +109,8 @@ class Authorization:
             response = self._http.request("GET", url, headers)
         data = self._http.read_all(response, realm, _ANSWER_MAX)
         name = f"token service {where.netloc}"
-        if response.status in (400, 401, 403) and found:
-            raise ImageError(f"{name}: refuses the login of {found.where} for {self._registry}")
+        if response.status in (400, 401, 403):
+            raise self._refuses(found) if found else self._needs_login()
         if response.status != 200:
             raise refusal(name, response, "")
         answer = Fields(parse(data, name), name)

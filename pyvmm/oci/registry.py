@@ -149,8 +149,13 @@ class Registry:
         return urlsplit(url)[:2] == (self._scheme, self._host)
 
     def _redirected(self, url: str, target: str) -> str:
-        target = urljoin(url, target)
-        parts = urlsplit(target)
+        try:
+            target = urljoin(url, target)
+            parts = urlsplit(target)
+        except ValueError as error:
+            raise ImageError(
+                f"{self._name}: {self._host} redirects to {readable(target)!r}: {error}"
+            ) from None
         if parts.scheme not in ("https", self._scheme) or not parts.netloc or "@" in parts.netloc:
             raise ImageError(f"{self._name}: {self._host} redirects to {readable(target)!r}")
         return target
