@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from threading import Event
 from time import time
 
@@ -33,7 +34,7 @@ def pull(reference: Reference, platform: Platform, store: Store, progress: Progr
         found = retries.run(lambda: registry.manifest(reference.digest or reference.tag))
         name = _named(reference, found)
         _keep(store, name.digest, found.data)
-        documents = _Documents(registry, retries, store, progress)
+        documents = _Documents(str(reference), registry, retries, store, progress)
         entry = Fields({"digest": name.digest, "size": name.size}, name.reference)
         try:
             chosen = find_candidate(documents, entry, platform)
@@ -55,7 +56,7 @@ def _named(reference: Reference, found: Manifest) -> Name:
             f"{reference}: damaged on its way: it has the digest {digest}, not {wanted}"
         )
     fields = Fields(parse(found.data, str(reference)), str(reference))
-    if "schema" in found.media_type and "manifest.v1" in found.media_type:
+    if "fsLayers" in fields:
         raise ImageError(
             f"{reference}: has a manifest of Docker's schema 1, from before 2017; push it again "
             "with a newer tool"
@@ -87,9 +88,9 @@ class _Documents(Source):
     """The manifests, indexes and configurations of a repository, fetched as they are looked for."""
 
     def __init__(
-        self, registry: Registry, retries: Retries, store: Store, progress: Progress
+        self, name: str, registry: Registry, retries: Retries, store: Store, progress: Progress
     ) -> None:
-        self.name = store.path
+        self.name = name
         self._registry = registry
         self._retries = retries
         self._store = store
@@ -99,20 +100,23 @@ class _Documents(Source):
     def find(self, name: str) -> Blob | None:
         digest = name.removeprefix("blobs/").replace("/", ":", 1)
         configuration = self._configurations.get(digest)
-        if configuration:  # registries keep these among the blobs
+        if configuration:  # registries have these among the blobs
             if configuration.size > DOCUMENT_MAX:
-                raise ImageError(f"blob {digest}: larger than {DOCUMENT_MAX >> 20} MiB")
+                raise ImageError(f"{self.name}: {digest}: larger than {DOCUMENT_MAX >> 20} MiB")
             Downloads(self._registry, self._store, [configuration], self._progress).run()
-            return self._store.source().find(name)
-        found = self._store.source().find(name)
-        if not found:
+            return self._blob(digest)
+        if not os.path.exists(self._store.blob_path(digest)):
             manifest = self._retries.run(lambda: self._registry.manifest(digest))
             _keep(self._store, digest, manifest.data)
-            found = self._store.source().find(name)
-        if found and found.size <= DOCUMENT_MAX:
-            found.verify(digest)
-            document = Fields(parse(found.read(), found.name), found.name)
+        blob = self._blob(digest)
+        if blob.size <= DOCUMENT_MAX:
+            blob.verify(digest)
+            document = Fields(parse(blob.read(), blob.name), blob.name)
             if "config" in document:
                 for each in _wanted([document.object("config")]):
                     self._configurations[each.digest] = each
-        return found
+        return blob
+
+    def _blob(self, digest: str) -> Blob:
+        path = self._store.blob_path(digest)
+        return Blob(f"{self.name}: {digest}", path, 0, os.stat(path).st_size)
