@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from .arguments import Values
-    from .kernel import Kernel
     from .options import Options
     from .results import Result
 
@@ -62,9 +61,9 @@ def _command(words: list[str]) -> int:
         return 0
     commands: Sequence[Command] = COMMANDS
     if words[:1] != ["run"]:
-        from .image_commands import COMMANDS as image_commands  # a run needs none of it
+        from . import image_commands, kernel_commands  # a run needs none of it
 
-        commands = COMMANDS + image_commands
+        commands = (*COMMANDS, *image_commands.COMMANDS, *kernel_commands.COMMANDS)
     try:
         command, values = parse("pyvmm", commands, words)
     except Help as text:
@@ -98,6 +97,7 @@ def _run(a: Values) -> int:
         "env": dict(_variable(word) for word in a.env),
         "platform": a.platform,
         "pull": a.pull,
+        "image_limits": dict(_limit(word) for word in a.image_limit),
         "workdir": a.workdir,
         "user": a.user,
         "hostname": a.hostname,
@@ -183,8 +183,14 @@ def _dry_run(image: str, command: list[str] | None, options: Options) -> int:
     from .plan import make, place
 
     config = Config(image, command, **options)
-    platform = config.image_platform
-    with open_image(image, platform=platform, pull=config.pull, progress=say, bars=True) as opened:
+    with open_image(
+        image,
+        platform=config.image_platform,
+        pull=config.pull,
+        limits=config.limits,
+        progress=say,
+        bars=True,
+    ) as opened:
         print(make(config, place(config), opened, say).describe())
     return 0
 
@@ -205,46 +211,17 @@ def _variable(word: str) -> tuple[str, str]:
     return key, value if equals else os.environ.get(key, "")
 
 
+def _limit(word: str) -> tuple[str, str]:
+    name, _, value = word.partition("=")
+    return name, value
+
+
 def _output(word: str) -> tuple[str, str]:
     guest, colon, host = word.partition(":")
     host = host if colon and host else os.path.basename(guest)
     if not host:
         raise UsageError(f"output {word!r}: names a directory, not a file")
     return guest, host
-
-
-def _kernel_fetch(_: Values) -> int:
-    from . import kernel
-
-    return _ready(kernel.fetch(progress=say))
-
-
-def _kernel_build(_: Values) -> int:
-    from . import kernel
-
-    return _ready(kernel.build(progress=say))
-
-
-def _ready(made: Kernel) -> int:
-    say(f"kernel {made.name} {made.version} is ready")
-    return 0
-
-
-def _kernel_list(_: Values) -> int:
-    from . import kernel
-
-    for found in kernel.installed():
-        print(f"{found.name}\t{found.version}\t{found.path}")
-    return 0
-
-
-def _kernel_path(a: Values) -> int:
-    from . import kernel
-
-    if len(a.words) > 1:
-        raise UsageError(f"{a.words[1]!r} is too much: one kernel at a time")
-    print(kernel.find(a.words[0] if a.words else None, progress=say).path)
-    return 0
 
 
 def _doctor(a: Values) -> int:
@@ -276,6 +253,8 @@ COMMANDS = (
                    "linux/amd64"),
             Option("--pull", "WHEN", "from a registry: missing (default), always or never",
                    "missing", choices=("missing", "always", "never")),
+            Option("--image-limit", "NAME=VALUE",
+                   "of size, ratio, layers, entries, path, config; as size=4G", many=True),
             Option("--vcpus", "N", "virtual CPUs (default 1)", 1, int),
             Option("--memory", "SIZE", "guest RAM (default 512M)", "512M"),
             Option("--hugepages", "2M|1G", "guest RAM in reserved huge pages of the host",
@@ -311,12 +290,6 @@ COMMANDS = (
         words="[--] [program …]",
         rest=True,
     ),
-    Command("kernel fetch", "Get Debian's cloud kernel (no root needed).", _kernel_fetch),
-    Command("kernel build", "Build pyvmm's minimal kernel (about ten minutes on two cores).",
-            _kernel_build),
-    Command("kernel list", "What is in the cache.", _kernel_list),
-    Command("kernel path", "Where a kernel's vmlinux is.", _kernel_path,
-            words="[minimal|stock|PATH]"),
     Command(
         "doctor",
         "Say what this host lacks, and the mend.",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .oci import ImageConfig
+    from .oci.limits import Limits
     from .oci.platform import Platform
     from .options import Entry, Pages, Pull, Sink
 
@@ -36,6 +37,8 @@ class Config(Record):
     """Which image of several: ``linux/amd64`` or a variant of it, as ``linux/amd64/v3``."""
     pull: Pull = "missing"
     """When to get a registry's image: if it is not in the store, always, or never."""
+    image_limits: Mapping[str, int | str] = field(default_factory=dict)
+    """How much an image may ask of this host, by the names in oci/limits.py: ``{"size": "4G"}``."""
     workdir: str | None = None
     """Working directory; made if absent."""
     user: str | None = None
@@ -92,6 +95,7 @@ class Config(Record):
             raise UsageError(f"pull {self.pull!r}: must be {', '.join(PULLS)}")
         if (self.image_platform.os, self.image_platform.architecture) != ("linux", "amd64"):
             raise UsageError(f"platform {self.platform!r}: guests are linux/amd64")
+        _ = self.limits  # checked there
         for path in self.outputs:
             if not path.startswith("/"):
                 raise UsageError(f"output {path!r}: must be an absolute path in the guest")
@@ -117,6 +121,13 @@ class Config(Record):
         from .oci.platform import parse_platform
 
         return parse_platform(self.platform)
+
+    @property
+    def limits(self) -> Limits:
+        """``image_limits``, read."""
+        from .oci.limits import parse_limits
+
+        return parse_limits(self.image_limits)
 
     @property
     def memory_bytes(self) -> int:

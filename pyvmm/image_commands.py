@@ -143,7 +143,8 @@ def _save(a: Values) -> int:
         except OSError as error:
             raise PyvmmError(f"{path}: cannot be written: {error.strerror}") from None
 
-    with_image(text, write, platform=parse_platform(a.platform), progress=say, bars=True)
+    platform = parse_platform(a.platform)
+    with_image(lambda: open_image(text, platform=platform, progress=say, bars=True), write)
     return 0
 
 

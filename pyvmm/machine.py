@@ -19,7 +19,7 @@ from .config import Config
 from .disk import base_disk
 from .host import open_file, open_overlay
 from .launch import WorkerProcess
-from .oci import Image, with_image
+from .oci import Image, open_image, with_image
 from .results import Result, Session
 
 TYPE_CHECKING = False  # see record.py
@@ -96,16 +96,11 @@ class Machine:
 
             def prepare(image: Image) -> str:
                 self._plan = plan.make(config, placed, image, self._progress)
-                return base_disk(image, config.disk_bytes, progress=self._progress)
+                return base_disk(
+                    image, config.disk_bytes, limits=config.limits, progress=self._progress
+                )
 
-            base = with_image(
-                config.image,
-                prepare,
-                platform=config.image_platform,
-                pull=config.pull,
-                progress=self._progress,
-                bars=self.bars,
-            )
+            base = with_image(self._open_image, prepare)
             self._times["prepared"] = time.monotonic()
             self._console = console.Console()
             fds["kernel"] = open_file(self._plan.kernel.path)
@@ -132,6 +127,17 @@ class Machine:
         self._configured = False
         self._input = None if config.stdin is None else results.Input(config.stdin)
         self._times["spawned"] = time.monotonic()
+
+    def _open_image(self) -> Image:
+        config = self.config
+        return open_image(
+            config.image,
+            platform=config.image_platform,
+            pull=config.pull,
+            limits=config.limits,
+            progress=self._progress,
+            bars=self.bars,
+        )
 
     def _config_frame(self) -> bytes:
         config, program = self.config, self._plan.program

@@ -21,6 +21,7 @@ class Options(TypedDict, total=False):
     env: Mapping[str, str]
     platform: str
     pull: Pull
+    image_limits: Mapping[str, int | str]
     workdir: str | None
     user: str | None
     hostname: str

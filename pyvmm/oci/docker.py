@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob, new_hash
 from pyvmm.oci.config import read_configuration
-from pyvmm.oci.fields import DOCUMENT_MAX, Fields, parse
+from pyvmm.oci.fields import Fields, parse
 from pyvmm.oci.image import Image, Layer
 from pyvmm.oci.platform import Platform
 from pyvmm.oci.reference import same_name
@@ -48,10 +48,7 @@ def _find(source: Source, name: str) -> Blob:
 
 
 def _read(source: Source, name: str) -> bytes:
-    blob = _find(source, name)
-    if blob.size > DOCUMENT_MAX:
-        raise ImageError(f"{blob.name}: larger than {DOCUMENT_MAX >> 20} MiB")
-    return blob.read()
+    return source.read(_find(source, name))
 
 
 def _image(source: Source, fields: Fields, platform: Platform) -> Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob
 from pyvmm.oci.platform import Platform
 from pyvmm.oci.source import Source
@@ -60,6 +61,14 @@ class Image(Record):
     layers: tuple[Layer, ...]
     platform: Platform
     source: Source
+
+    def check(self) -> None:
+        most = self.source.limits.layers
+        if len(self.layers) > most:
+            raise ImageError(
+                f"{self.source.name}: {len(self.layers)} layers, more than {most} "
+                "(--image-limit layers=…)"
+            )
 
     def close(self) -> None:
         """Let go of the image; layers cannot be opened then."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob, DamagedError, checked_digest
 from pyvmm.oci.config import Configuration, read_configuration
-from pyvmm.oci.fields import DOCUMENT_MAX, Fields, parse
+from pyvmm.oci.fields import Fields, parse
 from pyvmm.oci.image import Image, Layer
 from pyvmm.oci.platform import Platform, platform_of, suitable
 from pyvmm.oci.reference import same_name
@@ -48,7 +48,7 @@ def open_layout(source: Source, ref: str, platform: Platform) -> Image:
     found = source.find("index.json")
     if not found:
         raise ImageError(f"{source.name}: not an OCI layout: it has no index.json")
-    index = _parsed(found)
+    index = _parsed(source, found)
     entries = index.objects("manifests")
     if ref:
         entries = [entry for entry in entries if _is_named(entry, ref)]
@@ -170,15 +170,13 @@ def _blob(source: Source, descriptor: Fields) -> tuple[str, Blob]:
 
 def _document(source: Source, descriptor: Fields) -> tuple[str, Fields]:
     digest, blob = _blob(source, descriptor)
-    if blob.size <= DOCUMENT_MAX:
-        blob.verify(digest)
-    return digest, _parsed(blob)
+    source.check(blob)
+    blob.verify(digest)
+    return digest, _parsed(source, blob)
 
 
-def _parsed(blob: Blob) -> Fields:
-    if blob.size > DOCUMENT_MAX:
-        raise ImageError(f"{blob.name}: larger than {DOCUMENT_MAX >> 20} MiB")
-    return Fields(parse(blob.read(), blob.name), blob.name)
+def _parsed(source: Source, blob: Blob) -> Fields:
+    return Fields(parse(source.read(blob), blob.name), blob.name)
 
 
 def _image(source: Source, chosen: Candidate) -> Image:

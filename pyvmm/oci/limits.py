@@ -32,12 +32,13 @@ class Limits(Record):
         for name, value in vars(self).items():
             if not 0 < value < 1 << 62:
                 raise UsageError(f"image limit {name}={value}: must be more than 0")
-        for name in ("path", "entries"):
+        for name in ("path", "entries", "config"):
             value, most = getattr(self, name), getattr(Limits, name)
             if value > most:
                 raise UsageError(f"image limit {name}={value}: at most {most}")
 
 
+DEFAULT = Limits()
 RATIO_FREE = 64 << 20  # bytes: a layer up to this size may be all zeros
 
 

@@ -6,9 +6,11 @@ import os
 
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import DamagedError
+from pyvmm.oci.dir import open_dir
 from pyvmm.oci.fields import Fields
 from pyvmm.oci.image import Image
 from pyvmm.oci.layout import open_entry, open_layout
+from pyvmm.oci.limits import DEFAULT, Limits
 from pyvmm.oci.platform import Platform
 from pyvmm.oci.reference import REGISTRY, Reference, parse_reference
 from pyvmm.oci.source import Archive, Directory, Source
@@ -24,11 +26,20 @@ if TYPE_CHECKING:
 _HERE = Platform()
 
 
+class _Stored(Directory):
+    """An image of the store; messages name it by its reference."""
+
+    def __init__(self, store: Store, name: Name, limits: Limits) -> None:
+        super().__init__(store.path, limits)
+        self.name = name.reference
+
+
 def open_image(
     image: str | os.PathLike[str],
     *,
     platform: Platform = _HERE,
     pull: str = "missing",
+    limits: Limits = DEFAULT,
     progress: Callable[[str], object] | None = None,
     bars: bool = False,
 ) -> Image:
@@ -40,51 +51,14 @@ def open_image(
     when they are read. Raises ImageError, with one line that names what is wrong.
     """
     reference = parse_reference(image)
-    if reference.transport == REGISTRY:
-        return _open_pulled(reference, platform, pull, progress, bars)
-    return _open_file(reference, platform)
-
-
-def with_image(
-    image: str | os.PathLike[str],
-    use: Callable[[Image], T],
-    *,
-    platform: Platform = _HERE,
-    pull: str = "missing",
-    progress: Callable[[str], object] | None = None,
-    bars: bool = False,
-) -> T:
-    """Open an image as open_image() does, and return what ``use`` makes of it.
-
-    If it turns out then that the store has a damaged blob, that is fetched again, and ``use``
-    called again.
-    """
-    try:
-        with open_image(
-            image, platform=platform, pull=pull, progress=progress, bars=bars
-        ) as opened:
-            return use(opened)
-    except DamagedError as error:
-        if parse_reference(image).transport != REGISTRY or pull == "never":
-            raise
-        Store().remove(error.digest)
-    with open_image(image, platform=platform, progress=progress, bars=bars) as opened:
-        return use(opened)
-
-
-def _open_pulled(
-    reference: Reference,
-    platform: Platform,
-    pull: str,
-    progress: Callable[[str], object] | None,
-    bars: bool,
-) -> Image:
+    if reference.transport != REGISTRY:
+        return _open_file(reference, platform, limits)
     store = Store()
     name = store.find(str(reference)) if pull != "always" else None
     if name:
         try:
-            return open_name(store, name, platform)
-        except DamagedError as error:  # or of another platform, and its blobs are not here
+            return open_name(store, name, platform, limits)
+        except DamagedError as error:  # or only another platform's blobs are here
             if pull == "never":
                 raise
             store.remove(error.digest)
@@ -95,22 +69,41 @@ def _open_pulled(
 
     with display(progress or (lambda _: None), bars) as shown:
         name = fetch(reference, platform, store, shown)
-    return open_name(store, name, platform)
+    return open_name(store, name, platform, limits)
 
 
-def open_name(store: Store, name: Name, platform: Platform = _HERE) -> Image:
+def with_image(opened: Callable[[], Image], use: Callable[[Image], T]) -> T:
+    """Call ``use`` with an image that ``opened`` gives, close it, and return what came out.
+
+    If it turns out then that the store has a damaged blob, that is removed, and all is done once
+    more: ``opened`` fetches what is missing.
+    """
+    with opened() as image:
+        try:
+            return use(image)
+        except DamagedError as error:
+            if not isinstance(image.source, _Stored):
+                raise
+            Store().remove(error.digest)
+    with opened() as image:
+        return use(image)
+
+
+def open_name(
+    store: Store, name: Name, platform: Platform = _HERE, limits: Limits = DEFAULT
+) -> Image:
     """An image of the store. Raises ImageError, DamagedError where a pull may help."""
     entry = {"digest": name.digest, "size": name.size, "mediaType": name.media_type}
-    return open_entry(store.source(), Fields(entry, name.reference), platform)
+    return open_entry(_Stored(store, name, limits), Fields(entry, name.reference), platform)
 
 
-def _open_file(reference: Reference, platform: Platform) -> Image:
+def _open_file(reference: Reference, platform: Platform, limits: Limits) -> Image:
     path, name, transport = reference.path, reference.name, reference.transport
     try:
         if transport == "dir":
-            return _open_dir(path, platform)
+            return open_dir(path, platform, limits)
         wants_directory = transport == "oci" or (transport == "path" and os.path.isdir(path))
-        source: Source = Directory(path) if wants_directory else Archive(path)
+        source: Source = Directory(path, limits) if wants_directory else Archive(path, limits)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror}") from None
     if transport in ("oci", "oci-archive") or (transport == "path" and source.find("index.json")):
@@ -123,13 +116,7 @@ def _open_file(reference: Reference, platform: Platform) -> Image:
             "manifest.json"
         )
     if wants_directory and source.find("version"):
-        return _open_dir(path, platform)
+        return open_dir(path, platform, limits)
     from pyvmm.oci.docker import open_docker_archive
 
     return open_docker_archive(source, name, platform)
-
-
-def _open_dir(path: str, platform: Platform) -> Image:
-    from pyvmm.oci.dir import open_dir
-
-    return open_dir(path, platform)

@@ -9,6 +9,7 @@ import stat
 
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob
+from pyvmm.oci.limits import DEFAULT, RATIO_FREE, Limits
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
@@ -23,10 +24,24 @@ class Source:
     """Finds files of an image by their names, which have ``/`` between the parts."""
 
     name: str
+    limits: Limits = DEFAULT
 
     def find(self, name: str) -> Blob | None:
         """Return the file, or None if there is none of this name."""
         raise NotImplementedError
+
+    def check(self, blob: Blob) -> None:
+        """Raise ImageError for a document that is larger than the limit."""
+        if blob.size > self.limits.config:
+            raise ImageError(
+                f"{blob.name}: has {blob.size} bytes, more than {self.limits.config} "
+                "(--image-limit config=…)"
+            )
+
+    def read(self, blob: Blob) -> bytes:
+        """A document. Raises ImageError."""
+        self.check(blob)
+        return blob.read()
 
     def close(self) -> None:
         """Let go of what is open; blobs cannot be read then."""
@@ -35,8 +50,9 @@ class Source:
 class Directory(Source):
     """An unpacked image."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, limits: Limits = DEFAULT) -> None:
         self.name = path
+        self.limits = limits
         self._path = path
 
     def find(self, name: str) -> Blob | None:
@@ -56,8 +72,9 @@ class Archive(Source):
     One that is compressed by gzip is unpacked first, to an unnamed file in the cache.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, limits: Limits = DEFAULT) -> None:
         self.name = path
+        self.limits = limits
         self._path = path
         self._unpacked: BinaryIO | None = None
         self._files: dict[str, tuple[int, int]] = {}
@@ -65,7 +82,7 @@ class Archive(Source):
         try:
             with open(path, "rb") as file:
                 if file.read(len(_GZIP)) == _GZIP:
-                    self._unpacked = _unpack(path)
+                    self._unpacked = _unpack(path, limits)
                     self._path = f"/proc/self/fd/{self._unpacked.fileno()}"
             self._read_index()
         except ImageError:
@@ -116,16 +133,15 @@ class Archive(Source):
         return None
 
 
-def _unpack(path: str) -> BinaryIO:
+def _unpack(path: str, limits: Limits) -> BinaryIO:
     """What is in a gzip file, as an unnamed file."""
     import gzip
     import tempfile
     import zlib
 
     from pyvmm.cache import cache_dir
-    from pyvmm.oci.limits import RATIO_FREE, Limits
 
-    most = max(RATIO_FREE, Limits().ratio * os.stat(path).st_size)
+    most = max(RATIO_FREE, limits.ratio * os.stat(path).st_size)
     unpacked = tempfile.TemporaryFile(dir=cache_dir())  # noqa: SIM115
     try:
         with gzip.open(path) as packed:
@@ -133,8 +149,8 @@ def _unpack(path: str) -> BinaryIO:
                 unpacked.write(data)
                 if unpacked.tell() > most:
                     raise ImageError(
-                        f"{path}: more than {Limits().ratio} times as large uncompressed; "
-                        "gunzip it if that is meant"
+                        f"{path}: more than {limits.ratio} times as large uncompressed "
+                        "(--image-limit ratio=…)"
                     )
         unpacked.flush()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -15,7 +15,6 @@ from pyvmm.cache import cache_dir
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob, checked_digest, new_hash
 from pyvmm.oci.fields import DOCUMENT_MAX, Fields, parse
-from pyvmm.oci.source import Directory
 from pyvmm.quick_json import dumps
 from pyvmm.record import Record
 
@@ -50,10 +49,6 @@ class Store:
         self.path = path or cache_dir("images")
         self._names = os.path.join(self.path, "names")
         self._partial = os.path.join(self.path, "partial")
-
-    def source(self) -> Directory:
-        """Where the files of the store's blobs are."""
-        return Directory(self.path)
 
     def blob_path(self, digest: str) -> str:
         """The place of a blob, there or not. ImageError if ``digest`` is none."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from pyvmm.oci.store import Name, Store
 
 from .images import OCI_INDEX, OCI_MANIFEST, Layout, docker_archive, file, layer, layout, sha256
 from .test_disk_tools import needs
+from .test_quick_json import SLOW
 
 ONE = layer(file("one", b"1" * 50_000))
 TWO = layer(file("two", b"2"))
@@ -139,13 +142,14 @@ def test_a_damaged_blob_is_fetched_again(registry: Registry, damage: str, which:
         return "done"
 
     if (which, damage) == (2, "changed"):  # seen when it is used
-        with pytest.raises(ImageError, match=r": damaged: .*; fetch the image again$"):
-            with_image("demo:1", use, pull="never")
+        with pytest.raises(ImageError, match=r" is missing; fetch the image again$"):
+            with_image(lambda: open_image("demo:1", pull="never"), use)
+        blob.write_bytes(b"x" + data[1:])
     else:
         with pytest.raises(ImageError, match=r"; fetch the image again$"):
             open_image("demo:1", pull="never")
     used.clear()
-    assert with_image("demo:1", use) == "done"
+    assert with_image(lambda: open_image("demo:1"), use) == "done"
     assert used == [digests[0]] * (2 if (which, damage) == (2, "changed") else 1)
     assert blob.read_bytes() == data
     assert registry.pulls == [f"{DEMO} linux/amd64"] * 2
@@ -288,7 +292,7 @@ def test_verify(registry: Registry, pyvmm: Any) -> None:
         "",
     )
     assert not disk.exists()
-    with_image("demo:1", lambda image: image.layers[0].verify())
+    with_image(lambda: open_image("demo:1"), lambda image: image.layers[0].verify())
     assert pyvmm("image", "verify") == (0, "", "")
 
 
@@ -386,10 +390,32 @@ def test_help(pyvmm: Any) -> None:
         assert (code, found) == (0, names)
 
 
+def test_what_a_run_imports_for_an_image_of_the_store(registry: Registry) -> None:
+    open_image("demo:1").close()
+    script = (
+        "import sys; from pyvmm import cli, machine, worker; from pyvmm.config import Config; "
+        "config = Config('demo:1'); "
+        "opened = machine.open_image(config.image, platform=config.image_platform); "
+        f"opened.close(); print([m for m in {SLOW.split()} if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": ":".join(p for p in sys.path if p)}
+    line = [sys.executable, "-S", "-c", script]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_run_takes_the_same_references(registry: Registry, pyvmm: Any) -> None:
     assert pyvmm("run", "--image", "demo:1", "--pull", "never", "--dry-run") == (
         125, "", f"pyvmm: {DEMO}: not in the store; get it by `pyvmm image pull`\n",
     )  # fmt: skip
     assert pyvmm("run", "--image", "demo:1", "--platform", "linux/arm64", "--dry-run") == (
         2, "", "pyvmm: platform 'linux/arm64': guests are linux/amd64\n",
+    )  # fmt: skip
+    pyvmm("image", "pull", "demo:1")
+    assert pyvmm("run", "--image", "demo:1", "--image-limit", "layers=1", "--dry-run") == (
+        125, "", f"pyvmm: {DEMO}: 2 layers, more than 1 (--image-limit layers=…)\n",
+    )  # fmt: skip
+    assert pyvmm("run", "--image", "demo:1", "--image-limit", "layer=1", "--dry-run") == (
+        2, "", "pyvmm: no image limit 'layer': there are size, ratio, layers, entries, path, "
+        "config\n",
     )  # fmt: skip

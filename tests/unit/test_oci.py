@@ -15,6 +15,7 @@ import pytest
 
 from pyvmm.errors import ImageError
 from pyvmm.oci import ImageConfig, open_image
+from pyvmm.oci.limits import Limits
 from pyvmm.oci.platform import Platform, parse_platform
 
 from .images import (
@@ -256,7 +257,27 @@ def test_bad_index(tmp_path: Path, text: str) -> None:
 def test_large_documents_are_refused(tmp_path: Path) -> None:
     path = layout(tmp_path, ONE)
     (path / "index.json").write_bytes(b" " * (8 << 20) + b"{}")
-    fails(path, "index.json", "larger than 8 MiB")
+    assert fails(path) == (
+        f"{path}/index.json: has 8388610 bytes, more than 8388608 (--image-limit config=…)"
+    )
+
+
+def test_limits(tmp_path: Path) -> None:
+    path = layout(tmp_path / "oci", ONE, TWO)
+    saved = docker_archive(tmp_path / "i.tar", ONE, TWO)
+    packed = tmp_path / "packed"
+    packed.write_bytes(gzip.compress(saved.read_bytes() + bytes(65 << 20)))
+    for place in (path, saved, packed):
+        open_image(place, limits=Limits(layers=2, ratio=10_000))
+        with pytest.raises(ImageError) as caught:
+            open_image(place, limits=Limits(layers=1, ratio=10_000))
+        assert str(caught.value) == f"{place}: 2 layers, more than 1 (--image-limit layers=…)"
+    for place, name in ((path, "/index.json"), (saved, ": manifest.json")):
+        with pytest.raises(ImageError) as caught:
+            open_image(place, limits=Limits(config=100))
+        message = str(caught.value)
+        assert message.startswith(f"{place}{name}: has ")
+        assert message.endswith(" bytes, more than 100 (--image-limit config=…)")
 
 
 @pytest.mark.parametrize(
@@ -394,7 +415,7 @@ def test_archives_compressed_by_gzip(tmp_path: Path, packed: bool) -> None:
     fails(saved, "cannot be decompressed")
     saved.write_bytes(gzip.compress(bytes(65 << 20)))
     assert fails(saved) == (
-        f"{saved}: more than 200 times as large uncompressed; gunzip it if that is meant"
+        f"{saved}: more than 200 times as large uncompressed (--image-limit ratio=…)"
     )
 
 
