@@ -25,13 +25,10 @@ struct place {
 
 static int split(struct ext4_writer *w, const char *path, struct place *place)
 {
+	const char *whole = path;
 	size_t used = 0;
 	char *slash;
 
-	if (strlen(path) > w->path_max)
-		return fail(&w->failure, EXT4_IMAGE,
-			    "%.64s...: name of more than %u bytes (--image-limit path=…)", path,
-			    w->path_max);
 	while (*(path += strspn(path, "/"))) {
 		size_t n = strcspn(path, "/");
 
@@ -41,6 +38,11 @@ static int split(struct ext4_writer *w, const char *path, struct place *place)
 		} else if (n != 1 || *path != '.') {
 			if (used)
 				place->dir[used++] = '/';
+			if (used + n > w->path_max)
+				return fail(&w->failure, EXT4_IMAGE,
+					    "%.64s...: name of more than %u bytes "
+					    "(--image-limit path=…)",
+					    whole, w->path_max);
 			memcpy(place->dir + used, path, n);
 			used += n;
 		}

@@ -205,6 +205,8 @@ def test_names_are_bytes(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_name_too_long(make: Maker) -> None:
     assert "name of 256 bytes" in make.fails(layer(file("n" * 256)))
     assert "name of more than 4095 bytes" in make.fails(layer(file("d/" * 2048 + "f")))
+    longest = f"{'d' * 255}/" * 15 + "f" * 255
+    assert longest in make.disk(layer(file(f"./d/../{longest}/"))).tree()
 
 
 def test_names_are_cleaned_and_stay_inside(make: Maker) -> None:
