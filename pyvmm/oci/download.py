@@ -54,7 +54,9 @@ class Downloads:
         self._registry = registry
         self._store = store
         self._progress = progress
-        self._waiting = deque(blob for blob in blobs if not store.has(blob.digest, blob.size))
+        missing = [blob for blob in blobs if not store.has(blob.digest, blob.size)]
+        self._threads = min(CONNECTIONS, len(missing))
+        self._waiting = deque([*missing, *[None] * self._threads])
         self._reports: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._stop = Event()
         self._retries = Retries(self._stop, lambda text: self._report(progress.line, text))
@@ -66,8 +68,7 @@ class Downloads:
         next piece, and what they had is there to be resumed.
         """
         threads = [
-            Thread(target=self._work, name="pyvmm-pull", daemon=True)
-            for _ in range(min(CONNECTIONS, len(self._waiting)))
+            Thread(target=self._work, name="pyvmm-pull", daemon=True) for _ in range(self._threads)
         ]
         try:
             for thread in threads:
@@ -83,10 +84,10 @@ class Downloads:
 
     def _work(self) -> None:
         try:
-            while True:
-                self._fetch(self._waiting.popleft())
-        except (IndexError, Stopped):
-            pass  # no more to do
+            while blob := self._waiting.popleft():
+                self._fetch(blob)
+        except Stopped:
+            pass
         except BaseException as error:
             self._report(_raise, error)
         self._reports.put(None)

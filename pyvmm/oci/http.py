@@ -29,6 +29,7 @@ CONNECT_TIMEOUT = 10.0  # seconds
 READ_TIMEOUT = 30.0  # seconds without a byte
 
 _TEXT_MAX = 200
+_DISCARD_MAX = 1 << 16  # bytes
 _TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 # What OpenSSL makes of an answer that is not TLS.
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING"}
@@ -100,6 +101,13 @@ class Http:
             response.close() if len(data) > most else response.release_conn()
         return bytes(data)
 
+    def discard(self, response: BaseHTTPResponse) -> None:
+        """Have done with an answer; its connection is kept if there is little left to read."""
+        if response.length_remaining is not None and response.length_remaining <= _DISCARD_MAX:
+            response.drain_conn()
+        else:
+            response.close()
+
     def _pool(self, url: str) -> urllib3.PoolManager:
         parts = urlsplit(url)
         key = f"{parts.scheme}://{parts.netloc}"
@@ -122,7 +130,9 @@ class Http:
             )
         if isinstance(reason, ssl.SSLError) and reason.reason in _NOT_TLS:
             return NotTls(f"{host}: does not speak TLS")
-        if isinstance(error, (SSLError, LocationValueError)) or type(error) is ValueError:
+        if isinstance(error, (SSLError, LocationValueError)) or not isinstance(
+            error, (HTTPError, OSError)
+        ):
             return ImageError(f"{host}: {readable(str(error))}")
         if isinstance(error, NewConnectionError):
             # Before it has ever answered, a mistyped name is likelier than a restart.

@@ -103,7 +103,7 @@ class Registry:
             if found and int(found[1]) == offset:
                 return Body(self._http, response, url, offset)
         if offset and response.status in (206, 416):
-            response.close()
+            self._http.discard(response)
             return self.blob(digest, 0)
         if response.status != 200:
             raise self._refusal(response, url, f"blob {digest}")
@@ -117,7 +117,7 @@ class Registry:
             if response.status != 401 or not self._is_ours(url):
                 return response, url
             challenges = response.headers.getlist("www-authenticate")
-            response.close()
+            self._http.discard(response)
             self._authorization.renew(challenges, login, self._scheme == "http")
         return self._follow(path, headers, self._authorization.header)
 
@@ -141,7 +141,7 @@ class Registry:
             target = response.headers.get("location")
             if response.status not in _REDIRECTS or not target:
                 return response, url
-            response.close()
+            self._http.discard(response)
             url = self._redirected(url, target)
         raise ImageError(f"{self._name}: {self._host} redirects more than {_REDIRECTS_MAX} times")
 
