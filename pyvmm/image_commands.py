@@ -98,7 +98,12 @@ def _rm(a: Values) -> int:
     for name in names:
         store.forget(name)
     unused = before - store.used()
-    return _freed(_drop(lambda base: base.image in unused) + store.prune())
+    freed = _drop(lambda base: base.image in unused)
+    try:
+        freed += store.prune()
+    except ImageError as error:  # the names are gone already: this is not to be done again
+        say(f"{error}, by pyvmm image prune")
+    return _freed(freed)
 
 
 def _prune(_: Values) -> int:

@@ -7,6 +7,8 @@ import pytest
 from pyvmm.config import Config, environment, parse_size, program
 from pyvmm.errors import ImageError, UsageError
 from pyvmm.oci.image import ImageConfig
+from pyvmm.oci.limits import Limits
+from pyvmm.oci.platform import Platform
 
 
 @pytest.mark.parametrize(
@@ -127,3 +129,27 @@ def test_environment_of_the_caller_comes_after_the_image_s():
     config = Config("image", env={"A": "2", "C": "x=y"})
     image = ImageConfig(env=("A=1", "B=1", "broken"))
     assert environment(config, image) == ["A=1", "B=1", "A=2", "C=x=y"]
+
+
+def test_which_image():
+    config = Config("busybox")
+    assert (config.pull, config.image_platform, config.limits) == ("missing", Platform(), Limits())
+    config = Config("x", pull="never", platform="linux/amd64/v3", image_limits={"size": "4G"})
+    assert config.image_platform == Platform("linux", "amd64", "v3")
+    assert config.limits == Limits(size=4 << 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pull": "newer"}, "pull 'newer': must be missing, always, never"),
+        ({"platform": "linux/arm64"}, "platform 'linux/arm64': guests are linux/amd64"),
+        ({"platform": "amd64"}, "platform 'amd64': write it as linux/amd64 or linux/amd64/v3"),
+        ({"image_limits": {"layers": 0}}, "image limit layers=0: must be more than 0"),
+        ({"image_limits": {"config": "9M"}}, "image limit config=9437184: at most 8388608"),
+    ],
+)
+def test_what_cannot_be_meant_of_an_image(options, message):
+    with pytest.raises(UsageError) as caught:
+        Config("x", **options)
+    assert str(caught.value) == message

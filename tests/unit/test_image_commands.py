@@ -155,6 +155,40 @@ def test_a_damaged_blob_is_fetched_again(registry: Registry, damage: str, which:
     assert registry.pulls == [f"{DEMO} linux/amd64"] * 2
 
 
+def test_a_layer_found_damaged_while_the_disk_is_made(registry: Registry, tmp_path: Path) -> None:
+    with open_image("demo:1") as image:
+        blob = Path(Store().blob_path(image.layers[0].digest))
+        expected = Path(base_disk(image, 16 << 20))
+    data = blob.read_bytes()
+    good = expected.read_bytes()
+    for position in range(0, len(data), 10):
+        expected.unlink()
+        blob.chmod(0o644)
+        blob.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        registry.pulls.clear()
+        disk = with_image(lambda: open_image("demo:1"), lambda image: base_disk(image, 16 << 20))
+        assert Path(disk).read_bytes() == good
+        assert blob.read_bytes() == data
+        assert registry.pulls == [f"{DEMO} linux/amd64"]
+
+
+def test_damage_elsewhere_is_not_mended(registry: Registry, tmp_path: Path) -> None:
+    path = layout(tmp_path / "oci", ONE)
+    with open_image(path) as image:
+        blob = Path(image.layers[0].blob.path)
+    blob.write_bytes(bytes(blob.stat().st_size))
+    used = []
+
+    def use(image: Image) -> None:
+        used.append(image)
+        image.layers[0].verify()
+
+    with pytest.raises(ImageError, match=r": damaged: .*; fetch the image again$"):
+        with_image(lambda: open_image(path), use)
+    assert len(used) == 1
+    assert blob.exists()
+
+
 def test_another_platform_is_pulled_as_well(registry: Registry) -> None:
     made = registry.made
     entries = [
@@ -256,6 +290,18 @@ def test_rm(registry: Registry, pyvmm: Any) -> None:
     there = [Path(Store().blob_path(each)).exists() for each in (digest, own, shared)]
     assert there == [False, False, True]
     open_image("other", pull="never").layers[0].verify()
+
+
+def test_rm_while_somebody_pulls(registry: Registry, pyvmm: Any) -> None:
+    open_image("demo:1").close()
+    store = Store()
+    with store.lock():
+        assert pyvmm("image", "rm", "demo:1") == (
+            0, "", f"pyvmm: {store.path}: in use: an image is being pulled; try again when that is "
+            "done, by pyvmm image prune\npyvmm: freed 0 bytes\n",
+        )  # fmt: skip
+    assert store.names() == []
+    assert pyvmm("image", "prune")[2] != "pyvmm: freed 0 bytes\n"
 
 
 def test_prune(registry: Registry, pyvmm: Any, tmp_path: Path) -> None:
