@@ -6,7 +6,6 @@ import os
 
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import DamagedError
-from pyvmm.oci.dir import open_dir
 from pyvmm.oci.fields import Fields
 from pyvmm.oci.image import Image
 from pyvmm.oci.layout import open_entry, open_layout
@@ -14,12 +13,13 @@ from pyvmm.oci.limits import DEFAULT, Limits
 from pyvmm.oci.platform import Platform
 from pyvmm.oci.reference import REGISTRY, Reference, parse_reference
 from pyvmm.oci.source import Archive, Directory, Source
-from pyvmm.oci.store import Name, Store
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
+
+    from pyvmm.oci.store import Name, Store
 
     T = TypeVar("T")
 
@@ -53,6 +53,8 @@ def open_image(
     reference = parse_reference(image)
     if reference.transport != REGISTRY:
         return _open_file(reference, platform, limits)
+    from pyvmm.oci.store import Store  # here: a file's image needs none of it
+
     store = Store()
     name = store.find(str(reference)) if pull != "always" else None
     if name:
@@ -84,6 +86,8 @@ def with_image(opened: Callable[[], Image], use: Callable[[Image], T]) -> T:
         except DamagedError as error:
             if not isinstance(image.source, _Stored):
                 raise
+            from pyvmm.oci.store import Store
+
             Store().remove(error.digest)
     with opened() as image:
         return use(image)
@@ -99,13 +103,10 @@ def open_name(
 
 def _open_file(reference: Reference, platform: Platform, limits: Limits) -> Image:
     path, name, transport = reference.path, reference.name, reference.transport
-    try:
-        if transport == "dir":
-            return open_dir(path, platform, limits)
-        wants_directory = transport == "oci" or (transport == "path" and os.path.isdir(path))
-        source: Source = Directory(path, limits) if wants_directory else Archive(path, limits)
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read: {error.strerror}") from None
+    if transport == "dir":
+        return _open_dir(path, platform, limits)
+    is_directory = transport == "oci" or (transport == "path" and os.path.isdir(path))
+    source: Source = Directory(path, limits) if is_directory else Archive(path, limits)
     if transport in ("oci", "oci-archive") or (transport == "path" and source.find("index.json")):
         return open_layout(source, name, platform)
     if not source.find("manifest.json"):
@@ -115,8 +116,14 @@ def _open_file(reference: Reference, platform: Platform, limits: Limits) -> Imag
             f"{path}: not an OCI layout or a docker-save archive: it has neither index.json nor "
             "manifest.json"
         )
-    if wants_directory and source.find("version"):
-        return open_dir(path, platform, limits)
+    if is_directory and source.find("version"):
+        return _open_dir(path, platform, limits)
     from pyvmm.oci.docker import open_docker_archive
 
     return open_docker_archive(source, name, platform)
+
+
+def _open_dir(path: str, platform: Platform, limits: Limits) -> Image:
+    from pyvmm.oci.dir import open_dir
+
+    return open_dir(path, platform, limits)
