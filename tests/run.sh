@@ -13,7 +13,7 @@ part() { # NAME COMMAND...: run it, and remember if it failed
     "$@" || failed="$failed, $name"
 }
 
-part 'unit tests and tiny guests' "$bin/pytest" -q tests/unit tests/kvm
+part 'unit tests and tiny guests' "$bin/pytest" -q tests/unit tests/kvm tests/registry
 "$bin/python" tests/guest/make_images.py "$images" || exit
 
 if why=$("$bin/pyvmm" doctor --kvm-linux 2>&1); then
