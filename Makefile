@@ -8,13 +8,15 @@ VENV := .venv/bin
 PACKAGES := gcc make pkg-config libext2fs-dev e2fsprogs python3-dev python3-venv \
 	flex bison bc libelf-dev xz-utils umoci skopeo \
 	buildah docker-registry debootstrap openssl busybox-static cpio lz4 zstd acpica-tools
+FUZZ_PACKAGES := clang libclang-rt-dev
+FUZZ_SECONDS ?= 1200
 KVMBOX_PACKAGES := qemu-system-x86
 
 C_SOURCES := $(wildcard csrc/*.[ch] csrc/*.py rootfs/*.[ch] rootfs/*.py rootfs/kernel.config \
 	init/*.[chS] init/Makefile) setup.py
 KVMBOX_RECIPE := $(addprefix tests/kvmbox/,box.py box_init initramfs_init launcher)
 
-.PHONY: help setup build kernels demo test lint bench clean
+.PHONY: help setup build kernels demo test lint bench fuzz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +26,7 @@ help:
 	@echo 'demo    run an image and show what comes back'
 	@echo 'test    all tests        lint    ruff, mypy, clang-format'
 	@echo 'bench   measurements, beside QEMU'
+	@echo 'fuzz    what reads images, for FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'clean   what was built in this directory; the cache stays'
 
 setup: build/packages.stamp build build/kernels.stamp build/kvmbox.stamp
@@ -69,11 +72,19 @@ test: setup
 bench: setup
 	@bench/run
 
+fuzz: build build/fuzz.stamp
+	@fuzz/run $(FUZZ_SECONDS)
+
+build/fuzz.stamp: Makefile | build/venv.stamp
+	@tests/packages.sh $(FUZZ_PACKAGES)
+	@$(VENV)/pip install --quiet 'atheris>=3'
+	@touch $@
+
 lint: build
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
-	$(VENV)/clang-format --dry-run --Werror $(filter-out csrc/_% rootfs/_%,$(wildcard csrc/*.[ch] rootfs/*.[ch] init/*.[ch]))
+	$(VENV)/clang-format --dry-run --Werror $(filter-out csrc/_% rootfs/_%,$(wildcard csrc/*.[ch] rootfs/*.[ch] init/*.[ch] fuzz/*.[ch]))
 
 clean:
 	rm -rf build .venv *.egg-info pyvmm/_data pyvmm/*.so csrc/_core.c rootfs/_ext4.c
