@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Protocol
@@ -13,7 +13,6 @@ from pyvmm.oci.incoming import DigestError, Incoming
 from pyvmm.oci.registry import Registry
 from pyvmm.oci.retry import Retries, Stopped
 from pyvmm.oci.store import Store
-from pyvmm.record import Record
 
 CONNECTIONS = 4
 _CHUNK = 1 << 20
@@ -35,26 +34,19 @@ class Progress(Protocol):
         """Something worth a line, such as that a server is asked again."""
 
 
-class Wanted(Record):
-    """A blob to fetch: ``size`` in bytes."""
-
-    digest: str
-    size: int
-
-
 class Downloads:
-    """The blobs that are wanted of a repository, fetched by some threads.
+    """The blobs that are wanted of a repository, with their sizes, fetched by some threads.
 
     Each thread's reports come to the caller's thread through a queue, errors as well.
     """
 
     def __init__(
-        self, registry: Registry, store: Store, blobs: Iterable[Wanted], progress: Progress
+        self, registry: Registry, store: Store, blobs: Mapping[str, int], progress: Progress
     ) -> None:
         self._registry = registry
         self._store = store
         self._progress = progress
-        missing = [blob for blob in blobs if not store.has(blob.digest, blob.size)]
+        missing = [blob for blob in blobs.items() if not store.has(*blob)]
         self._threads = min(CONNECTIONS, len(missing))
         self._waiting = deque([*missing, *[None] * self._threads])
         self._reports: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
@@ -85,46 +77,46 @@ class Downloads:
     def _work(self) -> None:
         try:
             while blob := self._waiting.popleft():
-                self._fetch(blob)
+                self._fetch(*blob)
         except Stopped:
             pass
         except BaseException as error:
             self._report(_raise, error)
         self._reports.put(None)
 
-    def _fetch(self, blob: Wanted) -> None:
-        with self._store.receive(blob.digest, blob.size) as incoming:
-            self._report(self._progress.blob, blob.digest, blob.size, incoming.offset)
+    def _fetch(self, digest: str, size: int) -> None:
+        with self._store.receive(digest, size) as incoming:
+            self._report(self._progress.blob, digest, size, incoming.offset)
             try:
-                self._fill(blob, incoming)
+                self._fill(digest, size, incoming)
             except DigestError as error:
                 # A damaged part of an earlier try, perhaps, or of a proxy's cache: once more.
                 self._report(self._progress.line, f"{error}; fetching it again")
-                self._report(self._progress.blob, blob.digest, blob.size, 0)
-                self._fill(blob, incoming)
-        self._report(self._progress.done, blob.digest)
+                self._report(self._progress.blob, digest, size, 0)
+                self._fill(digest, size, incoming)
+        self._report(self._progress.done, digest)
 
-    def _fill(self, blob: Wanted, incoming: Incoming) -> None:
-        if incoming.offset < blob.size:
-            self._retries.run(lambda: self._stream(blob, incoming), lambda: incoming.offset)
+    def _fill(self, digest: str, size: int, incoming: Incoming) -> None:
+        if incoming.offset < size:
+            self._retries.run(lambda: self._stream(digest, size, incoming), lambda: incoming.offset)
         incoming.finish()
 
-    def _stream(self, blob: Wanted, incoming: Incoming) -> None:
+    def _stream(self, digest: str, size: int, incoming: Incoming) -> None:
         """One try to get what is missing."""
-        with self._registry.blob(blob.digest, incoming.offset) as body:
+        with self._registry.blob(digest, incoming.offset) as body:
             if body.start != incoming.offset:
                 incoming.restart()
-                self._report(self._progress.blob, blob.digest, blob.size, 0)
-            if body.length not in (None, blob.size - body.start):
-                size = body.start + (body.length or 0)
+                self._report(self._progress.blob, digest, size, 0)
+            if body.length not in (None, size - body.start):
+                there = body.start + (body.length or 0)
                 raise ImageError(
-                    f"blob {blob.digest}: the registry has {size} bytes, the image says {blob.size}"
+                    f"blob {digest}: the registry has {there} bytes, the image says {size}"
                 )
             while data := body.read(_CHUNK):
                 if self._stop.is_set():
                     raise Stopped
                 incoming.write(data)
-                self._report(self._progress.advance, blob.digest, len(data))
+                self._report(self._progress.advance, digest, len(data))
 
 
 def _raise(error: BaseException) -> None:

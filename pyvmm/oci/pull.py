@@ -8,10 +8,11 @@ from threading import Event
 from time import time
 
 from pyvmm.errors import ImageError
-from pyvmm.oci.blob import Blob, DamagedError, checked_digest
-from pyvmm.oci.download import CONNECTIONS, Downloads, Progress, Wanted
-from pyvmm.oci.fields import DOCUMENT_MAX, Fields, parse
-from pyvmm.oci.layout import find_candidate
+from pyvmm.oci.blob import Blob, DamagedError
+from pyvmm.oci.download import CONNECTIONS, Downloads, Progress
+from pyvmm.oci.fields import Fields, parse
+from pyvmm.oci.layout import open_entry
+from pyvmm.oci.limits import DEFAULT, Limits
 from pyvmm.oci.platform import Platform
 from pyvmm.oci.reference import Reference
 from pyvmm.oci.registry import Manifest, Registry
@@ -23,7 +24,13 @@ _INDEX = "application/vnd.oci.image.index.v1+json"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
-def pull(reference: Reference, platform: Platform, store: Store, progress: Progress) -> Name:
+def pull(
+    reference: Reference,
+    platform: Platform,
+    store: Store,
+    progress: Progress,
+    limits: Limits = DEFAULT,
+) -> Name:
     """Bring the image of ``reference`` for ``platform`` into the store, and name it there.
 
     Blobs that are there are not fetched. Raises ImageError.
@@ -34,14 +41,22 @@ def pull(reference: Reference, platform: Platform, store: Store, progress: Progr
         found = retries.run(lambda: registry.manifest(reference.digest or reference.tag))
         name = _named(reference, found)
         _keep(store, name.digest, found.data)
-        documents = _Documents(str(reference), registry, retries, store, progress)
+        documents = _Documents(name.reference, registry, retries, store, progress)
+        documents.limits = limits
         entry = Fields({"digest": name.digest, "size": name.size}, name.reference)
         try:
-            chosen = find_candidate(documents, entry, platform)
+            image = open_entry(documents, entry, platform)
         except DamagedError as error:  # found in the store
             store.remove(error.digest)
-            chosen = find_candidate(documents, entry, platform)
-        Downloads(registry, store, _wanted(chosen.manifest.objects("layers")), progress).run()
+            image = open_entry(documents, entry, platform)
+        size = sum(layer.size for layer in image.layers)
+        if size > limits.size:
+            raise ImageError(
+                f"{reference}: its layers have {size} bytes, more than {limits.size} "
+                "(--image-limit size=…)"
+            )
+        wanted = {layer.digest: layer.size for layer in image.layers}
+        Downloads(registry, store, wanted, progress).run()
         store.name(name)
     return name
 
@@ -67,15 +82,6 @@ def _named(reference: Reference, found: Manifest) -> Name:
     return Name(str(reference), digest, len(found.data), media_type, int(time()))
 
 
-def _wanted(descriptors: list[Fields]) -> list[Wanted]:
-    """What descriptors point to, each blob once."""
-    found: dict[str, Wanted] = {}
-    for descriptor in descriptors:
-        digest = checked_digest(descriptor.text("digest"), descriptor.where)
-        found[digest] = Wanted(digest, descriptor.size("size"))
-    return list(found.values())
-
-
 def _keep(store: Store, digest: str, data: bytes) -> None:
     with store.receive(digest, len(data)) as incoming:
         if incoming.offset < len(data):
@@ -85,7 +91,10 @@ def _keep(store: Store, digest: str, data: bytes) -> None:
 
 
 class _Documents(Source):
-    """The manifests, indexes and configurations of a repository, fetched as they are looked for."""
+    """A repository, whose manifests, indexes and configurations are fetched as they are looked for.
+
+    Of its layers only the size is known, so that an image is chosen and checked before they come.
+    """
 
     def __init__(
         self, name: str, registry: Registry, retries: Retries, store: Store, progress: Progress
@@ -95,28 +104,36 @@ class _Documents(Source):
         self._retries = retries
         self._store = store
         self._progress = progress
-        self._configurations: dict[str, Wanted] = {}
+        self._configurations: dict[str, int] = {}
+        self._layers: dict[str, int] = {}
 
     def find(self, name: str) -> Blob | None:
         digest = name.removeprefix("blobs/").replace("/", ":", 1)
-        configuration = self._configurations.get(digest)
-        if configuration:  # registries have these among the blobs
-            if configuration.size > DOCUMENT_MAX:
-                raise ImageError(f"{self.name}: {digest}: larger than {DOCUMENT_MAX >> 20} MiB")
-            Downloads(self._registry, self._store, [configuration], self._progress).run()
-            return self._blob(digest)
-        if not os.path.exists(self._store.blob_path(digest)):
+        if digest in self._configurations:  # registries keep these among the blobs
+            blob = self._blob(digest, self._configurations[digest])
+            self.check(blob)
+            wanted = {digest: blob.size}
+            Downloads(self._registry, self._store, wanted, self._progress).run()
+            return blob
+        if digest in self._layers:
+            return self._blob(digest, self._layers[digest])
+        path = self._store.blob_path(digest)
+        if not os.path.exists(path):
             manifest = self._retries.run(lambda: self._registry.manifest(digest))
             _keep(self._store, digest, manifest.data)
-        blob = self._blob(digest)
-        if blob.size <= DOCUMENT_MAX:
-            blob.verify(digest)
-            document = Fields(parse(blob.read(), blob.name), blob.name)
-            if "config" in document:
-                for each in _wanted([document.object("config")]):
-                    self._configurations[each.digest] = each
+        blob = self._blob(digest, os.stat(path).st_size)
+        self.check(blob)
+        blob.verify(digest)
+        self._note(Fields(parse(blob.read(), blob.name), blob.name))
         return blob
 
-    def _blob(self, digest: str) -> Blob:
-        path = self._store.blob_path(digest)
-        return Blob(f"{self.name}: {digest}", path, 0, os.stat(path).st_size)
+    def _blob(self, digest: str, size: int) -> Blob:
+        return Blob(f"{self.name}: {digest}", self._store.blob_path(digest), 0, size)
+
+    def _note(self, document: Fields) -> None:
+        """What a manifest leads to."""
+        if "config" in document:
+            config = document.object("config")
+            self._configurations[config.text("digest")] = config.size("size")
+        for layer in document.objects("layers"):
+            self._layers[layer.text("digest")] = layer.size("size")

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import images
 import pytest
-from pulling import blobs, get, partial, refused, two_layers
+from pulling import Recorder, blobs, get, partial, refused, two_layers
 from servers import Fault, Front
 
+from pyvmm.errors import ImageError
 from pyvmm.oci import http, registry, retry
+from pyvmm.oci.limits import Limits
+from pyvmm.oci.platform import Platform
+from pyvmm.oci.pull import pull
+from pyvmm.oci.reference import parse_reference
 from pyvmm.oci.store import Store
 
 EVER = 1000
@@ -262,10 +267,12 @@ def test_hostile_manifests(front: Front, store: Store) -> None:
     assert said([]) == "REF: not a JSON object"
     assert said({}).endswith(": neither an image manifest nor an index")
     assert said({**whole, "manifests": []}).endswith(": neither an image manifest nor an index")
-    assert said(whole) == f"REF: {config['digest']}: larger than 8 MiB"
+    assert said(whole) == (
+        f"REF: {config['digest']}: has 9437184 bytes, more than 8388608 (--image-limit config=…)"
+    )
     config["size"] = -1
     assert said(whole).endswith(": config: 'size' is not a size")
-    config["digest"] = "sha256:../../../etc/passwd"
+    config.update(size=5, digest="sha256:../../../etc/passwd")
     assert said(whole).endswith(
         ": config: 'sha256:../../../etc/passwd' is not a sha256 or sha512 digest"
     )
@@ -299,3 +306,31 @@ def test_redirects_without_end(front: Front, store: Store, image: Image) -> None
         assert refused(store, image.reference) == (
             f"{image.reference}: {front.host} redirects to {target!r}"
         )
+
+
+def test_limits(front: Front, store: Store, image: Image) -> None:
+    """An image that asks for too much is refused before its layers come."""
+
+    def said(**limits: int) -> str:
+        with pytest.raises(ImageError) as caught:
+            pull(parse_reference(image.reference), Platform(), store, Recorder(), Limits(**limits))
+        assert front.sent(image.first) == 0
+        return str(caught.value).removeprefix(f"{image.reference}: ")
+
+    total = sum(image.sizes)
+    assert said(size=total - 1) == (
+        f"its layers have {total} bytes, more than {total - 1} (--image-limit size=…)"
+    )
+    assert said(layers=1) == "2 layers, more than 1 (--image-limit layers=…)"
+    assert said(config=50).endswith(" bytes, more than 50 (--image-limit config=…)")
+
+
+def test_layers_of_an_unknown_kind(front: Front, store: Store, tmp_path: Path) -> None:
+    made = images.Layout(tmp_path / "image")
+    layer = images.layer(images.file("x"))
+    config = made.document(made.configuration([layer]), images.OCI_CONFIG)
+    made.refer(made.manifest(config, [made.blob(layer, "application/x-shoe")]), "latest")
+    front._registry.push(tmp_path / "image", "shoe:1")
+    reference = f"{front.host}/shoe:1"
+    assert refused(store, reference).endswith("unknown layer type 'application/x-shoe'")
+    assert front.sent(images.sha256(layer)) == 0

@@ -155,6 +155,22 @@ def push_all(registry: Registry, made: images.Layout, name: str) -> None:
     connection.close()
 
 
+def test_an_index_that_skopeo_pushed(registry: Registry, store: Store, tmp_path: Path) -> None:
+    made = images.Layout(tmp_path / "image")
+    entries = [
+        {**made.image([images.layer(images.file(arch))], arch), "platform": platform}
+        for arch in ("arm64", "amd64")
+        for platform in [{"os": "linux", "architecture": arch}]
+    ]
+    index = {"schemaVersion": 2, "mediaType": images.OCI_INDEX, "manifests": entries}
+    made.refer(made.document(index, images.OCI_INDEX), "latest")
+    reference = registry.push(tmp_path / "image", "index:1", "--all")
+    assert get(store, reference)[0].media_type == images.OCI_INDEX
+    reference = registry.push(tmp_path / "image", "index:2", "--all", "--format", "v2s2")
+    assert get(store, reference)[0].media_type == DOCKER_LIST
+    assert len(store.names()) == 2
+
+
 def test_foreign_platform(front: Front, store: Store, tmp_path: Path) -> None:
     images.layout(tmp_path / "image", images.layer(images.file("x", noise(5000))), arch="arm64")
     front._registry.push(tmp_path / "image", "foreign:1")
