@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob, new_hash
 from pyvmm.oci.config import read_configuration
-from pyvmm.oci.fields import Fields, parse
+from pyvmm.oci.fields import Fields, listed, parse
 from pyvmm.oci.image import Image, Layer
 from pyvmm.oci.platform import Platform
 from pyvmm.oci.reference import same_name
@@ -31,7 +31,7 @@ def open_docker_archive(source: Source, ref: str, platform: Platform) -> Image:
     if len(images) != 1:
         what = f"no image named {ref!r}" if ref and not images else f"{len(images)} images"
         raise ImageError(
-            f"{source.name}: has {what}: add :NAME to choose one (there are: {', '.join(tags)})"
+            f"{source.name}: has {what}: add :NAME to choose one (there are: {listed(tags)})"
         )
     return _image(source, images[0], platform)
 
@@ -43,7 +43,8 @@ def _is_named(image: Fields, ref: str) -> bool:
 def _find(source: Source, name: str) -> Blob:
     blob = source.find(name) if name else None
     if blob is None:
-        raise ImageError(f"{source.name}: {name or 'a file'} is missing; save the image again")
+        name = name[:300] or "a file"
+        raise ImageError(f"{source.name}: {name} is missing; save the image again")
     return blob
 
 

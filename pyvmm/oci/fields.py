@@ -7,9 +7,12 @@ from pyvmm.quick_json import loads
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 DOCUMENT_MAX = 8 << 20  # bytes; real ones have some thousand
+
+_LISTED = 20
 
 
 class Fields:
@@ -66,6 +69,13 @@ class Fields:
         if not isinstance(value, list):
             raise self._wrong(name, "a list")
         return value
+
+
+def listed(texts: Iterable[str]) -> str:
+    """What an image has, for a message: each once, and no more than can be read."""
+    once = list(dict.fromkeys(texts))
+    shown = [text if len(text) <= 100 else f"{text[:100]}…" for text in once[:_LISTED]]
+    return ", ".join([*shown, f"and {len(once) - _LISTED} more"] if len(once) > _LISTED else shown)
 
 
 def parse(data: bytes, where: str) -> Any:

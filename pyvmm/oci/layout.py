@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob, DamagedError, checked_digest
 from pyvmm.oci.config import Configuration, read_configuration
-from pyvmm.oci.fields import Fields, parse
+from pyvmm.oci.fields import Fields, listed, parse
 from pyvmm.oci.image import Image, Layer
 from pyvmm.oci.platform import Platform, platform_of, suitable
 from pyvmm.oci.reference import same_name
@@ -14,7 +14,9 @@ from pyvmm.record import Record
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _IMAGE_NAME = "io.containerd.image.name"  # `docker save` by containerd: the whole name
-_DOCUMENTS_MAX = 1000  # of one image's indexes and manifests
+# Of indexes, manifests and configurations that are read to find an image.
+_DOCUMENTS_MAX = 1000
+_DOCUMENTS_BYTES_MAX = 64 << 20
 _CONFIG_TYPES = (
     "",
     "application/vnd.oci.image.config.v1+json",
@@ -34,7 +36,7 @@ _LAYER_TYPES = {
 }
 
 
-class Candidate(Record):
+class _Candidate(Record):
     """A manifest that suits."""
 
     digest: str
@@ -56,14 +58,14 @@ def open_layout(source: Source, ref: str, platform: Platform) -> Image:
         what = f"has no image named {ref!r}{_named(index)}" if ref else "is an empty layout"
         raise ImageError(f"{source.name}: {what}")
 
-    others: list[str] = []
+    search = _Search(source, platform)
     usable = []
     for entry in entries:
-        candidate = _search(source, entry, platform, others)
+        candidate = search.find(entry)
         if candidate:
             usable.append((_ref_name(entry), platform.runs(candidate.platform), candidate))
     if not usable:
-        raise _foreign(source.name, platform, others)
+        raise search.foreign(source.name)
     # Several of one name are variants of one image, if they differ in how well they suit.
     best = {name: max(rank for other, rank, _ in usable if other == name) for name, _, _ in usable}
     chosen = {each.digest: each for name, rank, each in usable if rank == best[name]}
@@ -76,16 +78,11 @@ def open_layout(source: Source, ref: str, platform: Platform) -> Image:
 
 def open_entry(source: Source, entry: Fields, platform: Platform) -> Image:
     """The image for ``platform`` that a descriptor leads to, through indexes of any depth."""
-    return _image(source, find_candidate(source, entry, platform))
-
-
-def find_candidate(source: Source, entry: Fields, platform: Platform) -> Candidate:
-    """The manifest of that image; its layers need not be there."""
-    others: list[str] = []
-    found = _search(source, entry, platform, others)
+    search = _Search(source, platform)
+    found = search.find(entry)
     if not found:
-        raise _foreign(entry.where, platform, others)
-    return found
+        raise search.foreign(entry.where)
+    return _image(source, found)
 
 
 def blob_name(digest: str) -> str:
@@ -93,51 +90,69 @@ def blob_name(digest: str) -> str:
     return f"blobs/{digest.replace(':', '/')}"
 
 
-def _search(
-    source: Source, entry: Fields, platform: Platform, others: list[str]
-) -> Candidate | None:
-    """The best manifest at or below an entry. ``others`` gets what there is that does not suit."""
-    waiting = _suitable([entry], platform, others)
-    for _ in range(_DOCUMENTS_MAX):
-        if not waiting:
-            return None
-        entry = waiting.pop()
-        digest, document = _document(source, entry)
-        if "manifests" in document and "config" not in document and "layers" not in document:
-            waiting += reversed(_suitable(document.objects("manifests"), platform, others))
-            continue
-        if "manifests" in document or not ("config" in document or "artifactType" in document):
-            raise ImageError(f"{document.where}: neither an image manifest nor an index")
-        descriptor = document.object("config")
-        config_type = descriptor.text("mediaType")
-        artifact = document.text("artifactType") or config_type
-        if "artifactType" in document or config_type not in _CONFIG_TYPES:
-            others.append(f"an artifact ({artifact})")
-            continue
-        config = read_configuration(_document(source, descriptor)[1])
-        offered = platform_of(entry) or config.platform
-        is_so = (offered.os, offered.architecture) == (
-            config.platform.os,
-            config.platform.architecture,
-        )
-        if is_so and platform.runs(offered):
-            return Candidate(digest, document, config, offered)
-        others.append(str(config.platform))
-    raise ImageError(f"{source.name}: more than {_DOCUMENTS_MAX} indexes and manifests")
+class _Search:
+    """For an image of one platform. ``others`` are the things on the way that do not suit."""
 
+    def __init__(self, source: Source, platform: Platform) -> None:
+        self._source = source
+        self._platform = platform
+        self._documents = 0
+        self._bytes = 0
+        self.others: list[str] = []
 
-def _suitable(entries: list[Fields], platform: Platform, others: list[str]) -> list[Fields]:
-    for entry in entries:
-        offer = platform_of(entry)
-        # BuildKit's attestations are for "unknown".
-        if offer and offer.os != "unknown" and not platform.runs(offer):
-            others.append(str(offer))
-    return suitable(entries, platform)
+    def find(self, entry: Fields) -> _Candidate | None:
+        """The best manifest at or below a descriptor."""
+        waiting = self._suitable([entry])
+        while waiting:
+            entry = waiting.pop()
+            digest, document = self._read(entry)
+            if "manifests" in document and "config" not in document and "layers" not in document:
+                waiting += reversed(self._suitable(document.objects("manifests")))
+                continue
+            if "manifests" in document or not ("config" in document or "artifactType" in document):
+                raise ImageError(f"{document.where}: neither an image manifest nor an index")
+            descriptor = document.object("config")
+            config_type = descriptor.text("mediaType")
+            if "artifactType" in document or config_type not in _CONFIG_TYPES:
+                artifact = document.text("artifactType") or config_type
+                self.others.append(f"an artifact ({artifact})")
+                continue
+            config = read_configuration(self._read(descriptor)[1])
+            offered = platform_of(entry) or config.platform
+            is_so = (offered.os, offered.architecture) == (
+                config.platform.os,
+                config.platform.architecture,
+            )
+            if is_so and self._platform.runs(offered):
+                return _Candidate(digest, document, config, offered)
+            self.others.append(str(config.platform))
+        return None
 
+    def foreign(self, where: str) -> ImageError:
+        """What to raise when nothing was found."""
+        has = listed(self.others) or "no image"
+        return ImageError(f"{where}: needs {self._platform}, but the image has {has}")
 
-def _foreign(where: str, platform: Platform, others: list[str]) -> ImageError:
-    has = ", ".join(dict.fromkeys(others)) or "no image"
-    return ImageError(f"{where}: needs {platform}, but the image has {has}")
+    def _read(self, descriptor: Fields) -> tuple[str, Fields]:
+        digest, blob = _blob(self._source, descriptor)
+        self._source.check(blob)
+        self._documents += 1
+        self._bytes += blob.size
+        if self._documents > _DOCUMENTS_MAX or self._bytes > _DOCUMENTS_BYTES_MAX:
+            raise ImageError(
+                f"{self._source.name}: more than {_DOCUMENTS_MAX} documents, or "
+                f"{_DOCUMENTS_BYTES_MAX >> 20} MiB of them, lead to images"
+            )
+        blob.verify(digest)
+        return digest, _parsed(self._source, blob)
+
+    def _suitable(self, entries: list[Fields]) -> list[Fields]:
+        for entry in entries:
+            offer = platform_of(entry)
+            # BuildKit's attestations are for "unknown".
+            if offer and offer.os != "unknown" and not self._platform.runs(offer):
+                self.others.append(str(offer))
+        return suitable(entries, self._platform)
 
 
 def _ref_name(entry: Fields) -> str:
@@ -151,7 +166,7 @@ def _is_named(entry: Fields, ref: str) -> bool:
 
 def _named(index: Fields) -> str:
     names = sorted({_ref_name(entry) for entry in index.objects("manifests")} - {""})
-    return f" (there are: {', '.join(names)})" if names else " (its images have no names)"
+    return f" (there are: {listed(names)})" if names else " (its images have no names)"
 
 
 def _blob(source: Source, descriptor: Fields) -> tuple[str, Blob]:
@@ -168,18 +183,11 @@ def _blob(source: Source, descriptor: Fields) -> tuple[str, Blob]:
     return digest, blob
 
 
-def _document(source: Source, descriptor: Fields) -> tuple[str, Fields]:
-    digest, blob = _blob(source, descriptor)
-    source.check(blob)
-    blob.verify(digest)
-    return digest, _parsed(source, blob)
-
-
 def _parsed(source: Source, blob: Blob) -> Fields:
     return Fields(parse(source.read(blob), blob.name), blob.name)
 
 
-def _image(source: Source, chosen: Candidate) -> Image:
+def _image(source: Source, chosen: _Candidate) -> Image:
     descriptors = chosen.manifest.objects("layers")
     diff_ids = chosen.config.diff_ids
     if len(descriptors) != len(diff_ids):
@@ -191,7 +199,7 @@ def _image(source: Source, chosen: Candidate) -> Image:
     for descriptor, diff_id in zip(descriptors, diff_ids, strict=True):
         media_type = descriptor.text("mediaType")
         if media_type not in _LAYER_TYPES:
-            raise ImageError(f"{descriptor.where}: unknown layer type {media_type!r}")
+            raise ImageError(f"{descriptor.where}: unknown layer type {media_type[:100]!r}")
         digest, blob = _blob(source, descriptor)
         layers.append(Layer(digest, blob.size, media_type, diff_id, blob))
     return Image(chosen.digest, chosen.config.run, tuple(layers), chosen.platform, source)

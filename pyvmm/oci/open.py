@@ -70,7 +70,7 @@ def open_image(
     from pyvmm.progress import display
 
     with display(progress or (lambda _: None), bars) as shown:
-        name = fetch(reference, platform, store, shown)
+        name = fetch(reference, platform, store, shown, limits)
     return open_name(store, name, platform, limits)
 
 

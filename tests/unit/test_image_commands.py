@@ -16,6 +16,7 @@ from pyvmm import cli, disk_cache
 from pyvmm.disk import base_disk
 from pyvmm.errors import ImageError
 from pyvmm.oci import Image, open_image, with_image
+from pyvmm.oci.limits import DEFAULT, Limits
 from pyvmm.oci.platform import Platform
 from pyvmm.oci.reference import Reference
 from pyvmm.oci.store import Name, Store
@@ -37,7 +38,14 @@ class Registry:
         self.images: dict[str, dict[str, Any]] = {}
         self.pulls: list[str] = []
 
-    def pull(self, reference: Reference, platform: Platform, store: Store, progress: Any) -> Name:
+    def pull(
+        self,
+        reference: Reference,
+        platform: Platform,
+        store: Store,
+        progress: Any,
+        limits: Limits = DEFAULT,
+    ) -> Name:
         text = str(reference)
         self.pulls.append(f"{text} {platform}")
         descriptor = self.images.get(text)

@@ -292,14 +292,24 @@ def test_digests_that_are_none(tmp_path: Path, digest: str) -> None:
 def test_indexes_nest_to_any_depth_but_end(tmp_path: Path) -> None:
     made = Layout(tmp_path)
     descriptor = made.image([ONE])
-    for _ in range(998):
+    for _ in range(997):  # and the manifest and the configuration
         descriptor = made.document({"schemaVersion": 2, "manifests": [descriptor]}, OCI_INDEX)
-    made.refer(descriptor, "999")
+    made.refer(descriptor, "1000")
     assert open_image(tmp_path).layers[0].diff_id == sha256(ONE)
     for _ in range(2):
         descriptor = made.document({"schemaVersion": 2, "manifests": [descriptor]}, OCI_INDEX)
     made.refer(descriptor, "1001")
-    fails(f"{tmp_path}:1001", "more than 1000 indexes and manifests")
+    fails(f"{tmp_path}:1001", "more than 1000 documents, or 64 MiB of them, lead to images")
+
+
+def test_documents_are_not_read_without_end(tmp_path: Path) -> None:
+    made = Layout(tmp_path)
+    large = made.blob(b'{"manifests": []}' + b" " * (7 << 20), OCI_INDEX)
+    made.refer(made.document({"manifests": [large] * 9}, OCI_INDEX), "9")
+    made.refer(made.document({"manifests": [large] * 10}, OCI_INDEX), "10")
+    fails(f"{tmp_path}:9", "the image has no image")
+    fails(f"{tmp_path}:10", "more than 1000 documents, or 64 MiB of them, lead to images")
+    fails(tmp_path, "more than 1000 documents, or 64 MiB of them, lead to images")
 
 
 def test_the_best_variant_is_chosen(tmp_path: Path) -> None:
@@ -329,6 +339,18 @@ def test_the_configuration_has_the_last_word(tmp_path: Path) -> None:
     platform = {"os": "linux", "architecture": "amd64"}
     made.refer({**made.image([ONE], arch="arm64"), "platform": platform})
     assert fails(tmp_path) == f"{tmp_path}: needs linux/amd64, but the image has linux/arm64"
+
+
+def test_what_an_image_has_is_listed_briefly(tmp_path: Path) -> None:
+    made = Layout(tmp_path)
+    image = made.image([ONE])
+    names = [f"{i:02}" for i in range(22)]
+    for name in names:
+        made.refer(made.image([name.encode()]), name)
+    assert fails(tmp_path).endswith(f"(there are: {', '.join(names[:20])}, and 2 more)")
+    foreign = [{**image, "platform": {"os": "linux", "architecture": "x" * 999}}] * 2
+    made.refer(made.document({"schemaVersion": 2, "manifests": foreign}, OCI_INDEX), "foreign")
+    assert fails(f"{tmp_path}:foreign").endswith(f"the image has linux/{'x' * 94}…")
 
 
 def test_artifacts_are_no_images(tmp_path: Path) -> None:
