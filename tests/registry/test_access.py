@@ -32,7 +32,9 @@ from servers import (
 from pyvmm.errors import ImageError
 from pyvmm.oci import registry as registry_module
 from pyvmm.oci.authorization import Authorization, _parse
+from pyvmm.oci.credentials import Credentials, find_credentials
 from pyvmm.oci.http import Http, is_loopback
+from pyvmm.oci.reference import parse_reference
 from pyvmm.oci.store import Store
 
 LOGIN = {"auth": base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()}
@@ -269,6 +271,27 @@ def test_bad_credential_helpers(
         "#!/bin/sh\necho locked; exit 1\n"
     )
     assert refused(store, reference) == "docker-credential-ours: locked"
+
+
+@pytest.mark.parametrize(
+    "key", ["https://index.docker.io/v1/", "docker.io", "docker.io/library", "index.docker.io"]
+)
+def test_docker_hubs_login(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = docker_login(tmp_path, monkeypatch, auths={"other.io": WRONG, key: LOGIN})
+    assert find_credentials("docker.io", "library/busybox") == Credentials(path, USER, PASSWORD)
+
+
+def test_docker_hubs_helper(helper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docker_login(tmp_path, monkeypatch, credsStore="ours")
+    helper.write_text(json.dumps({"Username": "<token>", "Secret": "an identity"}))
+    found = find_credentials("docker.io", "library/busybox")
+    assert found == Credentials("docker-credential-ours", identity_token="an identity")
+    assert (tmp_path / "asked").read_text() == "https://index.docker.io/v1/"
+
+
+def test_docker_hubs_host() -> None:
+    registry = registry_module.Registry(parse_reference("busybox"), 1)
+    assert registry._host == "registry-1.docker.io"
 
 
 def test_bad_login_files(

@@ -8,14 +8,15 @@ from pathlib import Path
 import images
 import pytest
 from pulling import Recorder, blobs, get, partial, refused, two_layers
-from servers import Fault, Front
+from servers import Fault, Front, Registry
 
 from pyvmm.errors import ImageError
-from pyvmm.oci import http, registry, retry
+from pyvmm.oci import http, retry
 from pyvmm.oci.limits import Limits
 from pyvmm.oci.platform import Platform
 from pyvmm.oci.pull import pull
 from pyvmm.oci.reference import parse_reference
+from pyvmm.oci.registry import _REDIRECTS_MAX
 from pyvmm.oci.store import Store
 
 EVER = 1000
@@ -24,18 +25,24 @@ AGAIN = r"; trying again in \d+\.\d s"
 
 
 class Image:
-    """An image of two layers in the registry behind the front."""
+    """An image of two layers in the registry."""
 
-    def __init__(self, front: Front, path: Path, name: str) -> None:
-        self.digest, self.layers, self.sizes = two_layers(path / "image", SIZE)
-        front._registry.push(path / "image", name)
-        self.reference = f"{front.host}/{name}"
+    def __init__(self, registry: Registry, path: Path) -> None:
+        self.digest, self.layers, self.sizes = two_layers(path, SIZE)
+        registry.push(path, "faults:1")
         self.first, self.size = self.layers[0], self.sizes[0]
+        self.reference = ""  # by way of the front
+
+
+@pytest.fixture(scope="module")
+def pushed(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    return Image(registry, tmp_path_factory.mktemp("faults") / "image")
 
 
 @pytest.fixture
-def image(front: Front, tmp_path: Path, request: pytest.FixtureRequest) -> Image:
-    return Image(front, tmp_path, "faults:1")
+def image(pushed: Image, front: Front) -> Image:
+    pushed.reference = f"{front.host}/faults:1"
+    return pushed
 
 
 def ranges(front: Front, digest: str) -> list[str]:
@@ -299,7 +306,7 @@ def test_an_index_that_leads_to_itself_or_nowhere(front: Front, store: Store) ->
 def test_redirects_without_end(front: Front, store: Store, image: Image) -> None:
     front.faults = [Fault("/blobs/", EVER, status=307, headers={"Location": "/v2/x/blobs/y"})]
     assert refused(store, image.reference) == (
-        f"{image.reference}: {front.host} redirects more than {registry._REDIRECTS_MAX} times"
+        f"{image.reference}: {front.host} redirects more than {_REDIRECTS_MAX} times"
     )
     for target in "file:///etc/passwd", "http://user@localhost/":
         front.faults = [Fault("/blobs/", EVER, status=307, headers={"Location": target})]
