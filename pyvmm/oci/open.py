@@ -70,6 +70,7 @@ def open_image(
     from pyvmm.progress import display
 
     with display(progress or (lambda _: None), bars) as shown:
+        shown.line(f"pulling {reference}")  # which a mistyped path may have been taken for
         name = fetch(reference, platform, store, shown, limits)
     return open_name(store, name, platform, limits)
 

@@ -129,7 +129,10 @@ def test_a_run_pulls_what_is_missing(
     front.requests.clear()
     assert pyvmm(*words).stderr == f"{without_kernel}\n"
     assert front.requests == []
-    assert pyvmm(*words, "--pull", "always").stderr == f"{without_kernel}\n"
+    assert pyvmm(*words, "--pull", "always").stderr.splitlines() == [
+        f"pyvmm: pulling {reference}",
+        without_kernel,
+    ]
     assert len(front.requests) > 0
 
     front.stop()

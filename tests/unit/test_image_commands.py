@@ -100,11 +100,14 @@ def pyvmm(capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.Monkey
 
 
 def test_an_image_of_a_registry(registry: Registry) -> None:
+    lines: list[str] = []
     for _ in range(2):
-        with open_image("demo:1") as image:
+        with open_image("demo:1", progress=lines.append) as image:
             assert image.digest == registry.images[DEMO]["digest"]
             assert [each.diff_id for each in image.layers] == [sha256(ONE), sha256(TWO)]
             assert str(image.platform) == "linux/amd64"
+    assert lines[:2] == [f"pulling {DEMO}", "hello"]
+    assert len(lines) == 2 + len(list((registry.made.path / "blobs/sha256").iterdir()))
     assert registry.pulls == [f"{DEMO} linux/amd64"]
     open_image("demo:1", pull="always")
     assert len(registry.pulls) == 2
