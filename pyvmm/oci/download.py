@@ -68,6 +68,8 @@ class Downloads:
             for _ in threads:  # each ends with None
                 while report := self._reports.get():
                     report()
+            for thread in threads:
+                thread.join()
         finally:
             self._stop.set()
 

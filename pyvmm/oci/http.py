@@ -90,15 +90,12 @@ class Http:
     def read_all(self, response: BaseHTTPResponse, url: str, most: int) -> bytes:
         """The whole body. ImageError if it has more than ``most`` bytes."""
         data = bytearray()
-        try:
-            while piece := self.read(response, url, most):
-                data += piece
-                if len(data) > most:
-                    raise ImageError(
-                        f"{urlsplit(url).netloc}: its answer is larger than {most} bytes"
-                    )
-        finally:
-            response.close() if len(data) > most else response.release_conn()
+        while piece := self.read(response, url, most):
+            data += piece
+            if len(data) > most:
+                response.close()
+                host = urlsplit(url).netloc
+                raise ImageError(f"{host}: its answer is larger than {most} bytes")
         return bytes(data)
 
     def discard(self, response: BaseHTTPResponse) -> None:
@@ -122,6 +119,8 @@ class Http:
     def _failure(self, host: str, error: Exception) -> ImageError:
         while isinstance(error, ProxyError):
             host, error = f"{host}: the proxy", error.original_error
+            if type(error) is OSError:  # http.client's, of an answer to CONNECT
+                return ImageError(f"{host}: {readable(str(error))}")
         reason = error.args[0] if isinstance(error, SSLError) else None
         if isinstance(reason, ssl.SSLCertVerificationError):
             return ImageError(

@@ -252,7 +252,8 @@ class Fault:
     stall: float = 0.0  # seconds to wait, at ``cut``
     flip: int = -1  # the byte that is changed
     extra: int = 0  # bytes more, or fewer, than there should be
-    chunked: bool = False  # no Content-Length
+    unsaid: bool = False  # no Content-Length
+    chunked: bool = False  # Transfer-Encoding
     no_range: bool = False
 
 
@@ -297,6 +298,8 @@ class Front(Server):
         passed = {k: v for k, v in response.getheaders() if k.lower() != "content-length"}
         passed.update(fault.headers)
         if fault.chunked:
+            passed["Transfer-Encoding"] = "chunked"
+        elif fault.unsaid:
             passed["Connection"] = "close"
             handler.close_connection = True
         else:
@@ -310,10 +313,15 @@ class Front(Server):
             if 0 <= fault.cut < start + len(piece):
                 piece = piece[: fault.cut - start]
             time.sleep(self.delay)
-            handler.wfile.write(piece)
+            if fault.chunked:
+                handler.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            else:
+                handler.wfile.write(piece)
             request.sent += len(piece)
             if 0 <= fault.cut <= request.sent:
                 time.sleep(fault.stall)
                 if not fault.stall:
                     handler.close_connection = True
                     return
+        if fault.chunked:
+            handler.wfile.write(b"0\r\n\r\n")

@@ -518,6 +518,9 @@ class Proxy:
         def connect(handler: Handler) -> None:
             login = handler.headers.get("proxy-authorization", "")
             self.asked.append((handler.path, login))
+            if not login:
+                handler.send_error(407)
+                return
             handler.send_response(200)
             handler.end_headers()
             ends = handler.connection, socket.create_connection(("127.0.0.1", port))
@@ -551,6 +554,12 @@ def test_proxy(
         assert "cannot be reached" in refused(store, "registry.invalid/image:1")
         get(store, f"{tls.host}/image:1")  # this host needs none
         assert len(proxy.asked) == count
+        monkeypatch.delenv("NO_PROXY")
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.server.host}")
+        assert refused(store, "registry.invalid/image:1") == (
+            "registry.invalid: the proxy: Tunnel connection failed: 407 Proxy Authentication "
+            "Required"
+        )
     finally:
         proxy.server.stop()
 

@@ -158,7 +158,7 @@ def test_wrong_length(extra: int, front: Front, store: Store, image: Image) -> N
 def test_wrong_length_that_was_not_said(
     extra: int, front: Front, store: Store, image: Image
 ) -> None:
-    front.faults = [Fault(image.first, times=EVER, extra=extra, chunked=True)]
+    front.faults = [Fault(image.first, times=EVER, extra=extra, unsaid=True)]
     message = refused(store, image.reference)
     if extra > 0:
         assert message == f"blob {image.first}: more than its {image.size} bytes came"
@@ -171,10 +171,18 @@ def test_wrong_length_that_was_not_said(
     get(store, image.reference)
 
 
-def test_without_content_length(front: Front, store: Store, image: Image) -> None:
-    front.faults = [Fault("", times=EVER, chunked=True)]
+@pytest.mark.parametrize("way", ["unsaid", "chunked"])
+def test_without_content_length(way: str, front: Front, store: Store, image: Image) -> None:
+    front.faults = [Fault("", times=EVER, **{way: True})]  # type: ignore[arg-type]
     _, recorder = get(store, image.reference)
     assert recorder.lines == []
+
+
+def test_chunks_cut(front: Front, store: Store, image: Image) -> None:
+    front.faults = [Fault(image.first, cut=300_000, chunked=True)]
+    _, recorder = get(store, image.reference)
+    assert lines(recorder.lines) == [f"{front.host}: the connection was cut"]
+    assert ranges(front, image.first) == ["", "bytes=300000-"]
 
 
 def test_no_ranges(front: Front, store: Store, image: Image) -> None:
