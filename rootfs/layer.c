@@ -62,19 +62,19 @@ static void touch(struct ext4_writer *w, struct dentry *e)
 		e->layer = w->layer;
 }
 
-/* Removes what lower layers put at and below a name, whatever the order of entries in this layer.
- */
-static int hide(struct ext4_writer *w, struct dentry *e)
+/* Removes what lower layers put below a directory, whatever the order of entries in this layer. */
+static int hide_all(struct ext4_writer *w, struct inode *dir)
 {
-	struct dentry *child, *next;
+	struct dentry *e, *next;
 	int err = 0;
 
-	if (e->layer != w->layer)
-		return tree_unlink(w, e);
-	for (child = e->inode->dir.first; child && !err; child = next) {
-		next = child->next;
-		err = hide(w, child);
+	if (dir->dir.hidden == w->layer) /* what came since is this layer's */
+		return 0;
+	for (e = dir->dir.first; e && !err; e = next) {
+		next = e->next;
+		err = e->layer == w->layer ? hide_all(w, e->inode) : tree_unlink(w, e);
 	}
+	dir->dir.hidden = w->layer;
 	return err;
 }
 
@@ -86,20 +86,16 @@ static int whiteout(struct ext4_writer *w, const struct place *place)
 {
 	struct inode *dir = path_walk_real(w, place->dir);
 	const char *name = place->base + strlen(WHITEOUT);
-	struct dentry *e, *next;
-	int err = 0;
+	struct dentry *e;
 
 	if (!dir)
 		return 0;
-	if (strcmp(place->base, OPAQUE) != 0) {
-		e = tree_find(dir, name, strlen(name));
-		return e ? hide(w, e) : 0;
-	}
-	for (e = dir->dir.first; e && !err; e = next) {
-		next = e->next;
-		err = hide(w, e);
-	}
-	return err;
+	if (!strcmp(place->base, OPAQUE))
+		return hide_all(w, dir);
+	e = tree_find(dir, name, strlen(name));
+	if (!e)
+		return 0;
+	return e->layer == w->layer ? hide_all(w, e->inode) : tree_unlink(w, e);
 }
 
 static bool storable(const char *name)

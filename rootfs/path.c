@@ -5,7 +5,8 @@
 
 #include "writer.h"
 
-#define SYMLINKS_MAX 40 /* as path_resolution(7) */
+#define SYMLINKS_MAX 40		/* as path_resolution(7) */
+#define STEPS_MAX    (1u << 26) /* through links' targets, in all: bounds the time for an image */
 
 static const char *component(const char **path, size_t *length)
 {
@@ -39,6 +40,9 @@ static int walk(struct ext4_writer *w, struct inode *from, const char *path, boo
 		struct dentry *e;
 		int err = 0;
 
+		if (*links && ++w->link_steps > STEPS_MAX)
+			return fail(&w->failure, EXT4_IMAGE,
+				    "more than %u steps through symbolic links", STEPS_MAX);
 		if (length == 1 && name[0] == '.')
 			continue;
 		if (length == 2 && name[0] == '.' && name[1] == '.') {

@@ -6,6 +6,7 @@
 #include "tar.h"
 
 #define XATTR_PREFIX "SCHILY.xattr."
+#define XATTRS_MAX   256u /* of one entry; ext4 has room for fewer, and each is looked for */
 
 static int bad_record(struct tar *t, const char *what)
 {
@@ -95,12 +96,15 @@ static int add_xattr(struct tar *t, const char *name, const char *value, size_t 
 {
 	struct xattr **slot = &t->overrides.xattrs;
 	size_t length = strlen(name);
+	unsigned count = 0;
 	struct xattr *x;
 
 	if (length > 255)
 		return bad_record(t, "extended attribute name");
-	while (*slot && strcmp((*slot)->name, name) != 0)
-		slot = &(*slot)->next;
+	for (; *slot && strcmp((*slot)->name, name) != 0; slot = &(*slot)->next)
+		count++;
+	if (count >= XATTRS_MAX)
+		return fail(t->failure, EXT4_IMAGE, "more than %u extended attributes", XATTRS_MAX);
 	x = malloc(sizeof(*x) + length + 1 + size);
 	if (!x)
 		return fail(t->failure, EXT4_HOST, "out of memory");

@@ -51,7 +51,8 @@ struct directory {
 	struct inode *parent;
 	struct dentry *entry; /* the directory's one name; NULL for the root */
 	unsigned depth;
-	bool indexed; /* on the disk, by hashes of names */
+	unsigned hidden; /* the last layer that removed here what those below it had put */
+	bool indexed;	 /* on the disk, by hashes of names */
 };
 
 struct inode {
@@ -80,7 +81,8 @@ struct ext4_writer {
 	uint32_t names_max, path_max; /* limits of this image */
 	bool full; /* the disk was too small; from then on blocks are counted, not written */
 	struct inode *root;
-	unsigned layer; /* ordinal of the layer being merged, from 1 */
+	unsigned layer;	     /* ordinal of the layer being merged, from 1 */
+	uint32_t link_steps; /* taken by path_walk after the first symbolic link of a path */
 	uint32_t names, inodes, directories;
 };
 
