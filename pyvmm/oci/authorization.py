@@ -14,7 +14,7 @@ from urllib.parse import urlencode, urlsplit
 from pyvmm.errors import ImageError
 from pyvmm.oci.credentials import Credentials, find_credentials
 from pyvmm.oci.fields import Fields, parse
-from pyvmm.oci.http import Http, readable, refusal
+from pyvmm.oci.http import Http, is_loopback, readable, refusal
 
 _ANSWER_MAX = 1 << 20
 _CLIENT = "pyvmm"
@@ -39,8 +39,8 @@ class Authorization:
     def renew(self, challenges: list[str], refused: str, plain: bool) -> None:
         """Make another header after ``refused`` was answered with these challenges.
 
-        ``plain`` says that the registry itself speaks plain HTTP. Raises ImageError, and Temporary
-        if the token service is out of order.
+        ``plain`` says that the registry itself speaks plain HTTP, on this machine; then its token
+        service may. Raises ImageError, and Temporary if the token service is out of order.
         """
         with self._lock:
             if self.header != refused:
@@ -81,7 +81,8 @@ class Authorization:
             raise ImageError(
                 f"{self._registry}: its token service {readable(realm)!r} is no URL: {error}"
             ) from None
-        if where.scheme != "https" and not (plain and where.scheme == "http"):
+        local = plain and where.scheme == "http" and is_loopback(where.netloc)
+        if where.scheme != "https" and not local:
             raise ImageError(
                 f"{self._registry}: its token service {readable(realm)!r} is not https"
             )

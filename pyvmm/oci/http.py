@@ -26,7 +26,7 @@ from urllib3.exceptions import TimeoutError as TimedOut
 from pyvmm.errors import ImageError
 
 CONNECT_TIMEOUT = 10.0  # seconds
-READ_TIMEOUT = 30.0  # seconds without a byte
+READ_TIMEOUT = 60.0  # seconds without a byte: a caching registry fetches first, then answers
 
 _TEXT_MAX = 200
 _DISCARD_MAX = 1 << 16  # bytes
