@@ -515,6 +515,15 @@ def test_redirects_carry_no_login(
         other.stop()
 
 
+def test_redirects_stay_on_tls() -> None:
+    registry = registry_module.Registry(parse_reference("a.invalid/a:b"), 1)
+    for target in "http://a.invalid/x", "http://127.0.0.1/x":
+        with pytest.raises(ImageError) as caught:
+            registry._redirected("https://a.invalid/v2/", target)
+        assert str(caught.value) == f"a.invalid/a:b: a.invalid redirects to {target!r}"
+    assert registry._redirected("https://a.invalid/v2/", "/x") == "https://a.invalid/x"
+
+
 # Proxies
 
 

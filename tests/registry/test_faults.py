@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from email.utils import formatdate
 from pathlib import Path
 
 import images
@@ -349,3 +351,17 @@ def test_layers_of_an_unknown_kind(front: Front, store: Store, tmp_path: Path) -
     reference = f"{front.host}/shoe:1"
     assert refused(store, reference).endswith("unknown layer type 'application/x-shoe'")
     assert front.sent(images.sha256(layer)) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("", 0), ("7", 7), ("9" * 400, 999_999_999), ("-1", 0), ("soon", 0), ("1e9", 0)],
+)
+def test_retry_after_seconds(text: str, seconds: float) -> None:
+    assert http._seconds(text) == seconds
+
+
+def test_retry_after_date() -> None:
+    """Of which nothing is asserted but that it is understood: clocks go on."""
+    assert 3500 < http._seconds(formatdate(time.time() + 3600, usegmt=True)) <= 3600
+    assert http._seconds("Fri, 01 Jan 1999 00:00:00 GMT") == 0
