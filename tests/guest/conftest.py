@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(os.path.dirname(__file__))
+sys.path.append(os.path.join(os.path.dirname(__file__), "../unit"))
 
 from harness import IMAGES, Host
 

@@ -1,7 +1,8 @@
 """Makes the images of the guest tests: ``make_images.py DIRECTORY``.
 
 On the host, because the box has neither a compiler nor a fast CPU. Needs gcc with a static libc,
-busybox-static, umoci and skopeo. A directory that was made from the same sources stays as it is.
+busybox-static, umoci and skopeo; and for the images whose trees are compared root, buildah and
+debootstrap. A directory that was made from the same sources stays as it is.
 """
 
 from __future__ import annotations
@@ -17,26 +18,35 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "unit"))
+sys.path[:0] = [str(HERE), str(HERE.parent / "unit")]
 
+import debian_images  # noqa: E402
 import images  # noqa: E402
+import tree_images  # noqa: E402
 from images import Layout, directory, file, hard_link, layer, opaque, symlink, whiteout  # noqa: E402
+from reference import run  # noqa: E402
+from tree_layers import CAPABILITY  # noqa: E402
 
 SOURCES = (
     HERE / "make_images.py",
     HERE / "probe.c",
     HERE / "facts",
+    HERE / "tree_images.py",
+    HERE / "tree_layers.py",
+    HERE / "reference.py",
+    HERE / "debian_images.py",
+    HERE / "lister.c",
     HERE.parent / "unit/images.py",
 )
 FLOOD_MIB = 64
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"
 GROUP = b"root:x:0:\napp:x:1000:\naudio:x:29:app\nvideo:x:44:root,app\nstaff:x:50:root\n"
-CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # cap_net_bind_service+ep
 
 
 def main() -> None:
     target = Path(sys.argv[1])
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()
+    sources = b"".join(path.read_bytes() for path in SOURCES)
+    digest = f"{hashlib.sha256(sources).hexdigest()} {os.geteuid()}"
     stamp = target / "stamp"
     if stamp.exists() and stamp.read_text() == digest:
         return
@@ -62,6 +72,9 @@ def make(target: Path) -> None:
     run("skopeo", "--insecure-policy", "copy", "-q", f"oci:{target}/umoci:latest",
         f"docker-archive:{target}/docker.tar:demo:1")  # fmt: skip
     bad(target / "bad", root)
+    if os.geteuid() == 0:  # only root unpacks a tree with its owners and devices
+        tree_images.make(target / "trees")
+        debian_images.make(target / "trees")
     (target / "flood.json").write_text(json.dumps(flood(probe)))
 
 
@@ -166,15 +179,6 @@ def flood(probe: Path) -> dict[str, str]:
     out, err = process.communicate(timeout=60)
     assert len(out) == len(err) == FLOOD_MIB << 20
     return {"stdout": hashlib.sha256(out).hexdigest(), "stderr": hashlib.sha256(err).hexdigest()}
-
-
-def run(*command: str | Path) -> str:
-    done = subprocess.run(
-        [os.fspath(word) for word in command], check=False, text=True, capture_output=True
-    )
-    if done.returncode:
-        raise SystemExit(f"{command[0]} failed ({done.returncode}): {done.stderr.strip()}")
-    return done.stdout
 
 
 if __name__ == "__main__":

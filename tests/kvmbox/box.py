@@ -26,7 +26,6 @@ PACKAGES = (
     "e2fsprogs",
     "iproute2",
     "kmod",
-    "libarchive13",
     "libext2fs2",
     "procps",
     "python3",
@@ -91,9 +90,9 @@ def _build(work: Path) -> None:
     kernel.mkdir()
     made.mkdir()
     _say("kvmbox: making the Debian tree")
-    suite = _release("VERSION_CODENAME")
+    suite = release("VERSION_CODENAME")
     include = f"--include={','.join(PACKAGES)}"
-    _run("debootstrap", "--variant=minbase", include, suite, tree, _mirror(suite))
+    _run("debootstrap", "--variant=minbase", include, suite, tree, mirror(suite))
     _finish(tree)
     make_disk(tree, made / "disk.ext4", DISK_SIZE)
     _say("kvmbox: getting the box's kernel")
@@ -128,7 +127,7 @@ def _initramfs(busybox: Path, kernel: Path) -> bytes:
     return initramfs.cpio(entries)
 
 
-def _mirror(suite: str) -> str:
+def mirror(suite: str) -> str:
     """Return the repository that this host's apt uses for ``suite``."""
     targets = ("Created-By: Packages", "Component: main", f"Codename: {suite}")
     found = _run("apt-get", "indextargets", "--format", "$(REPO_URI)", *targets).split()
@@ -137,7 +136,7 @@ def _mirror(suite: str) -> str:
     return found[0]
 
 
-def _release(key: str) -> str:
+def release(key: str) -> str:
     for line in Path("/etc/os-release").read_text().splitlines():
         name, _, value = line.partition("=")
         if name == key:
