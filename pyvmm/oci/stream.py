@@ -40,15 +40,16 @@ def uncompressed(layer: Layer, limits: Limits, before: int = 0) -> Iterator[byte
     """Yield the tar stream of a layer (plain, gzip or zstd) in pieces.
 
     ``before`` is how many bytes the layers below it had. Raises DamagedError if the blob is not
-    what its digest and size say or, at the end, the stream not what the image's configuration says
-    (its ``diff_id``); ImageError if it cannot be decompressed or grows beyond its limits.
+    what its digest and size say; ImageError if it cannot be decompressed, grows beyond its limits
+    or, at the end, was not what the image's configuration says (its ``diff_id``).
     """
-    stream = _Hash(layer.diff_id)
-    # In a docker-archive the blob has no digest of its own.
-    blob = _Hash(layer.digest) if layer.digest != layer.diff_id else None
+    blob = _Hash(layer.digest)
+    # A plain layer's stream is its blob; so it is in a docker-archive, where blobs have no digest.
+    stream = _Hash(layer.diff_id) if layer.digest != layer.diff_id else blob
+    hashes = {blob, stream}
     try:
         with layer.open() as file:
-            raw = _read(file, layer, blob)
+            raw = _read(file, layer, blob if blob is not stream else None)
             try:
                 for piece in _limited(_decompressed(raw), layer, limits, before):
                     stream.update(piece)
@@ -56,22 +57,19 @@ def uncompressed(layer: Layer, limits: Limits, before: int = 0) -> Iterator[byte
             except _Malformed as error:
                 for _ in raw:  # what is damaged is said to be damaged
                     pass
-                if blob:
-                    _compare(blob, layer)
+                _compare(blob, layer)
                 raise ImageError(f"layer {layer.digest}: cannot be decompressed: {error}") from None
             for _ in raw:
                 pass
-        if blob:
-            _compare(blob, layer)
+        _compare(blob, layer)
         if stream.end() != layer.diff_id:
-            raise DamagedError(
-                f"layer {layer.digest}: damaged: its uncompressed contents are not {layer.diff_id}",
-                layer.digest,
+            raise ImageError(  # the blob is right: fetched again, it would be no better
+                f"layer {layer.digest}: its uncompressed contents are not {layer.diff_id}, "
+                "as the image's configuration says"
             )
     finally:
-        stream.end()
-        if blob:
-            blob.end()
+        for each in hashes:
+            each.end()
 
 
 class _Malformed(Exception):
