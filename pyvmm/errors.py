@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_MESSAGE_MAX = 2000  # characters, before some are escaped
+
 
 class PyvmmError(Exception):
     """Base of all errors pyvmm raises on purpose; the command line exits with ``exit_code``."""
@@ -20,7 +22,8 @@ class ImageError(PyvmmError):
 
     def __init__(self, message: str) -> None:
         # Some of it is the image's own text, which must neither add lines nor steer a terminal.
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:_MESSAGE_MAX])
+        super().__init__(text if len(message) <= _MESSAGE_MAX else f"{text}…")
 
 
 class DiskError(PyvmmError):
