@@ -1,7 +1,9 @@
-"""Fuzzes one of images.py's feeds: ``python atheris_run.py FEED [libFuzzer's arguments]``."""
+#!/usr/bin/env python3
+"""Fuzzes one of images.py's feeds: ``FEED=name ./atheris_run.py [libFuzzer's arguments]``."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 import atheris
@@ -12,6 +14,6 @@ with atheris.instrument_imports(include=["pyvmm", "tarfile"]):
 
     from images import FEEDS
 
-feed = FEEDS[sys.argv.pop(1)]
-atheris.Setup(sys.argv, feed)
+# By the environment: libFuzzer's -merge starts this again with its own arguments only.
+atheris.Setup(sys.argv, FEEDS[os.environ["FEED"]])
 atheris.Fuzz()

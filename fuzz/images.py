@@ -50,6 +50,7 @@ def _expect_image(read: Callable[..., Image], *arguments: object) -> None:
         _check(image)
         return
     assert message.isprintable()
+    assert len(message) <= 10 * 2000 + 1  # all of it escaped
 
 
 def _check(image: Image) -> None:

@@ -1,0 +1,65 @@
+"""The fuzzers' corpora (fuzz/), replayed without a fuzzer."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FUZZ = ROOT / "fuzz"
+FEEDS = runpy.run_path(str(FUZZ / "images.py"))["FEEDS"]
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+INPUTS = {
+    "answers": 35,
+    "archive": 33,
+    "directory": 24,
+    "docker": 22,
+    "layout": 34,
+    "name": 13,
+    "stream": 8,
+    "tar": 122,
+}
+DISKS = 38  # inputs of tar that are images
+
+
+def corpus(name: str) -> list[Path]:
+    inputs = sorted((FUZZ / "corpus" / name).iterdir())
+    assert len(inputs) == INPUTS[name]
+    return inputs
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed")
+@pytest.mark.skipif(not shutil.which("e2fsck", path=PATH), reason="e2fsck is not installed")
+def test_layers_to_disks(tmp_path: Path) -> None:
+    program = tmp_path / "replay"
+    flags = "-std=c11 -D_GNU_SOURCE -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+    sources = [path for path in (ROOT / "rootfs").glob("*.c") if path.name != "_ext4.c"]
+    sources += [FUZZ / "tar.c", FUZZ / "replay.c"]
+    libraries = ["-lext2fs", "-lcom_err"]
+    built = subprocess.run(
+        ["gcc", *flags.split(), f"-I{ROOT / 'rootfs'}", *sources, *libraries, "-o", program],
+        capture_output=True,
+        text=True,
+    )
+    if "cannot find -lasan" in built.stderr or "cannot find -lubsan" in built.stderr:
+        pytest.skip("gcc's sanitizers are not installed")
+    assert (built.returncode, built.stderr) == (0, "")
+    inputs = corpus("tar")
+    done = subprocess.run(
+        [program, *inputs], capture_output=True, text=True, env={**os.environ, "PATH": PATH}
+    )
+    # Nothing of a sanitizer's, and of e2fsck's only if there are faults.
+    assert done.stderr == "".join(f"{path}\n" for path in inputs)
+    assert done.stdout == f"{len(inputs)} inputs, {DISKS} disks\n"
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("name", FEEDS)
+def test_images(name: str) -> None:
+    for path in corpus(name):
+        FEEDS[name](path.read_bytes())
