@@ -97,7 +97,7 @@ def _run(a: Values) -> int:
         "env": dict(_variable(word) for word in a.env),
         "platform": a.platform,
         "pull": a.pull,
-        "image_limits": dict(_limit(word) for word in a.image_limit),
+        "image_limits": dict(limit(word) for word in a.image_limit),
         "workdir": a.workdir,
         "user": a.user,
         "hostname": a.hostname,
@@ -211,7 +211,7 @@ def _variable(word: str) -> tuple[str, str]:
     return key, value if equals else os.environ.get(key, "")
 
 
-def _limit(word: str) -> tuple[str, str]:
+def limit(word: str) -> tuple[str, str]:
     name, _, value = word.partition("=")
     return name, value
 
@@ -241,6 +241,11 @@ def _doctor(a: Values) -> int:
     return 1 if failed else 0
 
 
+IMAGE_LIMIT = Option(
+    "--image-limit", "NAME=VALUE", "size, ratio, layers, entries, path or config; as size=4G",
+    many=True,
+)  # fmt: skip
+
 COMMANDS = (
     Command(
         "run",
@@ -253,8 +258,7 @@ COMMANDS = (
                    "linux/amd64"),
             Option("--pull", "WHEN", "from a registry: missing (default), always or never",
                    "missing", choices=("missing", "always", "never")),
-            Option("--image-limit", "NAME=VALUE",
-                   "of size, ratio, layers, entries, path, config; as size=4G", many=True),
+            IMAGE_LIMIT,
             Option("--vcpus", "N", "virtual CPUs (default 1)", 1, int),
             Option("--memory", "SIZE", "guest RAM (default 512M)", "512M"),
             Option("--hugepages", "2M|1G", "guest RAM in reserved huge pages of the host",

@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 
 from . import disk_cache
 from .arguments import Command, Option, Values
-from .cli import say
+from .cli import IMAGE_LIMIT, limit, say
 from .errors import ImageError, PyvmmError, UsageError
 from .oci import Image, open_image, with_image
+from .oci.limits import parse_limits
 from .oci.platform import parse_platform
 from .oci.reference import parse_name, parse_reference
 from .oci.save import FORMATS, save
@@ -29,7 +30,8 @@ def _pull(a: Values) -> int:
 
     store = Store()
     with display(say, bars=True) as shown:
-        name = pull(parse_name(text), parse_platform(a.platform), store, shown)
+        limits = parse_limits(dict(limit(word) for word in a.image_limit))
+        name = pull(parse_name(text), parse_platform(a.platform), store, shown, limits)
     print(name.digest)
     return 0
 
@@ -190,8 +192,8 @@ _PLATFORM = Option(
 )
 
 COMMANDS = (
-    Command("image pull", "Get an image from a registry; prints its digest.", _pull, (_PLATFORM,),
-            words="REF"),
+    Command("image pull", "Get an image from a registry; prints its digest.", _pull,
+            (_PLATFORM, IMAGE_LIMIT), words="REF"),
     Command("image ls", "What is in the store.", _ls, (Option("--json", "", "as JSON", False),)),
     Command("image inspect", "Show an image, of the store or a file, as JSON.", _inspect,
             (_PLATFORM,), words="REF"),

@@ -15,6 +15,7 @@ from pyvmm.record import Record
 DEFAULT_REGISTRY = "docker.io"
 REGISTRY = "registry"
 PATH = "path"  # a bare path: what is there decides
+_SKOPEO = "docker://"
 _FILES = ("oci", "oci-archive", "docker-archive", "dir")
 _ELSEWHERE = {  # transports of skopeo's that need a daemon or another tool's storage
     "docker-daemon": "docker save",
@@ -59,8 +60,8 @@ def parse_reference(image: str | os.PathLike[str]) -> Reference:
     text = os.fspath(image)
     transport, colon, rest = text.partition(":")
     if text is image and not os.path.lexists(text):
-        if text.startswith("docker://"):
-            return parse_name(text.removeprefix("docker://"))
+        if text.startswith(_SKOPEO):
+            return parse_name(text)
         if colon and transport in _FILES:
             place, name = (rest, "") if transport == "dir" else _split(rest)
             if not _exists(place):
@@ -84,7 +85,7 @@ def parse_reference(image: str | os.PathLike[str]) -> Reference:
 
 def parse_name(text: str) -> Reference:
     """A registry's image by its name, as Docker completes it. Raises ImageError."""
-    rest, at, digest = text.partition("@")
+    rest, at, digest = text.removeprefix(_SKOPEO).partition("@")
     name, colon, tag = rest.rpartition(":")
     if not colon or "/" in tag:  # a registry's port
         name, colon, tag = rest, "", ""
