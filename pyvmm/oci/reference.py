@@ -85,7 +85,8 @@ def parse_reference(image: str | os.PathLike[str]) -> Reference:
 
 def parse_name(text: str) -> Reference:
     """A registry's image by its name, as Docker completes it. Raises ImageError."""
-    rest, at, digest = text.removeprefix(_SKOPEO).partition("@")
+    text = text.removeprefix(_SKOPEO)
+    rest, at, digest = text.partition("@")
     name, colon, tag = rest.rpartition(":")
     if not colon or "/" in tag:  # a registry's port
         name, colon, tag = rest, "", ""
