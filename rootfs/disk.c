@@ -59,7 +59,7 @@ static int add_extent(struct ext4_writer *w, struct inode *inode, struct extent 
 		inode->extents = grown;
 	}
 	inode->extents[inode->extent_count++] = new;
-	return 0;
+	return tree_hold(w, sizeof(new));
 }
 
 static int allocate(struct ext4_writer *w, struct inode *inode, uint32_t logical, uint64_t want)

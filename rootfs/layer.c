@@ -117,7 +117,7 @@ static bool storable(const char *name)
 static int set_xattrs(struct ext4_writer *w, struct inode *inode, struct tar_entry *t)
 {
 	struct xattr **from = &t->xattrs, *old = inode->xattrs;
-	size_t total = 0;
+	size_t total = 0, held = 0;
 
 	inode->xattrs = NULL;
 	while (old) {
@@ -138,11 +138,12 @@ static int set_xattrs(struct ext4_writer *w, struct inode *inode, struct tar_ent
 			return fail(&w->failure, EXT4_IMAGE,
 				    "%s: extended attributes do not fit ext4's %u bytes", t->name,
 				    DISK_BLOCK);
+		held += sizeof(*x) + strlen(x->name) + x->size;
 		*from = x->next;
 		x->next = inode->xattrs;
 		inode->xattrs = x;
 	}
-	return 0;
+	return tree_hold(w, held);
 }
 
 static int set_metadata(struct ext4_writer *w, struct inode *inode, struct tar_entry *t)
@@ -172,7 +173,8 @@ static int set_contents(struct ext4_writer *w, struct inode *inode, struct tar *
 				    "%s: symbolic link target of %zu bytes", t->name, size);
 		inode->size = size;
 		inode->target = strdup(t->link);
-		return inode->target ? 0 : fail(&w->failure, EXT4_HOST, "out of memory");
+		return inode->target ? tree_hold(w, size)
+				     : fail(&w->failure, EXT4_HOST, "out of memory");
 	}
 	if (t->size > FILE_SIZE_MAX)
 		return fail(&w->failure, EXT4_IMAGE, "%s: file of %llu bytes", t->name,

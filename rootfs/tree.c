@@ -132,3 +132,17 @@ int tree_drop(struct ext4_writer *w, struct inode *inode)
 	free(inode);
 	return err;
 }
+
+/* Counts what an inode is to hold in memory beside itself, which a hostile image has much of. */
+int tree_hold(struct ext4_writer *w, size_t size)
+{
+	uint64_t most = (uint64_t)w->names_max * DISK_HELD_PER_NAME;
+
+	w->held += size;
+	if (w->held <= most)
+		return 0;
+	return fail(&w->failure, EXT4_IMAGE,
+		    "more than %llu bytes of link targets, extended attributes and extents "
+		    "(--image-limit entries=…)",
+		    (unsigned long long)most);
+}

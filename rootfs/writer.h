@@ -29,6 +29,9 @@
 #define DISK_NAMES_MAX                                                                             \
 	(3u << 20) /* names in an image: bounds the memory that a hostile one can take */
 
+#define DISK_HELD_PER_NAME                                                                         \
+	256u /* bytes, on average, of what an inode holds in memory beside itself */
+
 /* A run of blocks of a file. physical 0: the disk is full, the run is only counted. */
 struct extent {
 	uint32_t logical;
@@ -84,6 +87,7 @@ struct ext4_writer {
 	unsigned layer;	     /* ordinal of the layer being merged, from 1 */
 	uint32_t link_steps; /* taken by path_walk after the first symbolic link of a path */
 	uint32_t names, inodes, directories;
+	uint64_t held; /* bytes, in all, that inodes have held beside themselves */
 };
 
 /* disk.c: blocks of data */
@@ -99,6 +103,7 @@ int tree_link(struct ext4_writer *w, struct inode *dir, const char *name, size_t
 	      struct inode *inode);
 int tree_unlink(struct ext4_writer *w, struct dentry *entry);
 int tree_drop(struct ext4_writer *w, struct inode *inode);
+int tree_hold(struct ext4_writer *w, size_t size);
 
 /* path.c: how a name in a layer is looked up */
 int path_walk(struct ext4_writer *w, const char *path, bool make, struct inode **dir);

@@ -22,7 +22,8 @@ class Limits(Record):
     """uncompressed bytes for each compressed one, from `RATIO_FREE` on"""
     layers: int = 500
     entries: int = 3 << 20
-    """names in the merged image; each takes some 250 bytes of memory while the disk is made"""
+    """names in the merged image; each takes some 250 bytes of memory while the disk is made, and as
+    much on average for its link target, extended attributes and list of extents"""
     path: int = 4095
     """bytes of a path; more than 4095 is nothing that Linux could open"""
     config: int = 8 << 20

@@ -1,9 +1,14 @@
-"""Small layers that would keep the writer busy for hours: each meets a bound, or costs little."""
+"""Small layers that would keep the writer busy for hours, or fill the host's memory: each meets a
+bound, or costs little."""
 
 from __future__ import annotations
 
+from pyvmm.oci import open_image
+from pyvmm.oci.limits import Limits
+
+from .ext4_reader import Disk
 from .images import directory, file, layer, opaque, symlink, whiteout
-from .test_disk import Maker, make
+from .test_disk import MIB, Maker, base_disk, make
 
 __all__ = ["make"]
 
@@ -32,3 +37,16 @@ def test_steps_through_symbolic_links(make: Maker) -> None:
     files = [file(f"s0/f{number}") for number in range(1200)]
     message = make.fails(layer(directory("d"), symlink("s38", "."), *links, *files))
     assert "more than 67108864 steps through symbolic links" in message
+
+
+def test_memory_beside_the_names(make: Maker) -> None:
+    limits = Limits(entries=100)
+    within = [symlink(f"l{number}", "t" * 4000) for number in range(6)]
+    made = base_disk(open_image(make.image(layer(*within))), 16 * MIB, limits=limits)
+    assert len(Disk(made).tree()) == 6
+    for beyond in (
+        symlink("l6", "t" * 4000),
+        file("f", xattrs={"user.a": b"v" * 2000}),
+    ):
+        message = make.fails(layer(*within, beyond), limits=limits)
+        assert "more than 25600 bytes of link targets, extended attributes and extents" in message
