@@ -84,7 +84,8 @@ lint: build
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
-	$(VENV)/clang-format --dry-run --Werror $(filter-out csrc/_% rootfs/_%,$(wildcard csrc/*.[ch] rootfs/*.[ch] init/*.[ch] fuzz/*.[ch]))
+	$(VENV)/clang-format --dry-run --Werror $(filter-out csrc/_% rootfs/_%,\
+		$(wildcard csrc/*.[ch] rootfs/*.[ch] init/*.[ch] fuzz/*.[ch] tests/guest/*.c))
 
 clean:
 	rm -rf build .venv *.egg-info pyvmm/_data pyvmm/*.so csrc/_core.c rootfs/_ext4.c
