@@ -85,9 +85,9 @@ def rows(ms: dict[str, float]) -> list[Row]:
 
     figure = "pull from a registry on loopback"
     return [
-        Row("", "image", figure, "ms", ms["pull"], "skopeo copy", ms["skopeo"], goal=1.0),
+        Row("", "image", figure, "ms", ms["pull"], "skopeo copy", ms["skopeo"]),
         Row("", "image", f"{figure}, beside its work alone", "ms", ms["pull"],
-            "dd, sha256sum, sync", ms["alone"]),
+            "dd, sha256sum, sync", ms["alone"], goal=1.2),
     ]  # fmt: skip
 
 

@@ -73,7 +73,6 @@ def _check(writer: Any, status: int, size: int, where: str = "") -> None:
     if status == lib.EXT4_OK:
         return
     text = ffi.string(lib.ext4_error(writer)).decode(errors="backslashreplace")
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     if status == lib.EXT4_IMAGE:
         raise ImageError(f"{where}{text}")
     if status == lib.EXT4_SPACE:

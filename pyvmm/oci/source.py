@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 _LINKS_MAX = 8  # skopeo's docker archives have one link to each layer
-_GZIP = b"\x1f\x8b"  # RFC 1952 §2.3.1
 _CHUNK = 1 << 20
 
 
@@ -69,10 +68,12 @@ class Directory(Source):
 class Archive(Source):
     """An image in a tar archive: an index of its members, made once.
 
-    One that is compressed by gzip is unpacked first, to an unnamed file in the cache.
+    One that is compressed, by gzip or zstd, is unpacked first, to an unnamed file in the cache.
     """
 
     def __init__(self, path: str, limits: Limits = DEFAULT) -> None:
+        from pyvmm.oci.compression import kind_of
+
         self.name = path
         self.limits = limits
         self._path = path
@@ -81,7 +82,7 @@ class Archive(Source):
         self._links: dict[str, str] = {}
         try:
             with open(path, "rb") as file:
-                if file.read(len(_GZIP)) == _GZIP:
+                if kind_of(file.read(4)):
                     self._unpacked = _unpack(path, limits)
                     self._path = f"/proc/self/fd/{self._unpacked.fileno()}"
             self._read_index()
@@ -91,8 +92,8 @@ class Archive(Source):
             raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from None
         except Exception as error:  # tarfile raises many kinds at hostile archives
             raise ImageError(
-                f"{path}: not an image: neither a directory nor a tar archive, plain or by gzip "
-                f"({error})"
+                f"{path}: not an image: neither a directory nor a tar archive, plain or of gzip or "
+                f"zstd: unpack it ({error})"
             ) from None
 
     def close(self) -> None:
@@ -110,7 +111,9 @@ class Archive(Source):
                 if member.offset <= position or member.size < 0:
                     raise ImageError(f"{self.name}: damaged archive")
                 position = member.offset
+                # What tarfile keeps, and copies for each member, is no use here.
                 archive.members.clear()  # type: ignore[attr-defined]
+                archive.pax_headers = {}
                 name = posixpath.normpath(member.name)
                 if member.issym():
                     self._links[name] = posixpath.join(posixpath.dirname(name), member.linkname)
@@ -134,18 +137,17 @@ class Archive(Source):
 
 
 def _unpack(path: str, limits: Limits) -> BinaryIO:
-    """What is in a gzip file, as an unnamed file."""
-    import gzip
+    """What is in a compressed file, as an unnamed file."""
     import tempfile
-    import zlib
 
     from pyvmm.cache import cache_dir
+    from pyvmm.oci.compression import Malformed, decompressed
 
     most = max(RATIO_FREE, limits.ratio * os.stat(path).st_size)
     unpacked = tempfile.TemporaryFile(dir=cache_dir())  # noqa: SIM115
     try:
-        with gzip.open(path) as packed:
-            while data := packed.read(_CHUNK):
+        with open(path, "rb") as packed:
+            for data in decompressed(iter(lambda: packed.read(_CHUNK), b"")):
                 unpacked.write(data)
                 if unpacked.tell() > most:
                     raise ImageError(
@@ -153,7 +155,7 @@ def _unpack(path: str, limits: Limits) -> BinaryIO:
                         "(--image-limit ratio=…)"
                     )
         unpacked.flush()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except Malformed as error:
         raise ImageError(f"{path}: cannot be decompressed: {error}") from None
     except OSError as error:
         if error.errno == errno.ENOSPC:

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from queue import Queue
 from threading import Thread
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO
 
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import DamagedError
+from pyvmm.oci.compression import Malformed, decompressed
 from pyvmm.oci.image import Layer
 from pyvmm.oci.limits import RATIO_FREE, Limits
 
 _READ = 128 << 10
-_PIECE = 256 << 10  # stays in the caches between decompressor, hash and socket
 _AHEAD = 16  # pieces that the hashing may lag behind
-_GZIP = b"\x1f\x8b"  # RFC 1952 §2.3.1
-_ZSTD = b"\x28\xb5\x2f\xfd"  # RFC 8878 §3.1.1
-_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # §3.1.2, after a byte of 0x50 to 0x5f
-_MAGIC_LENGTH = 4
-
-
-class _Decompressor(Protocol):
-    """Of one gzip member or one zstd frame."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def needs_input(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
 def uncompressed(layer: Layer, limits: Limits, before: int = 0) -> Iterator[bytes]:
@@ -51,10 +33,10 @@ def uncompressed(layer: Layer, limits: Limits, before: int = 0) -> Iterator[byte
         with layer.open() as file:
             raw = _read(file, layer, blob if blob is not stream else None)
             try:
-                for piece in _limited(_decompressed(raw), layer, limits, before):
+                for piece in _limited(decompressed(raw), layer, limits, before):
                     stream.update(piece)
                     yield piece
-            except _Malformed as error:
+            except Malformed as error:
                 for _ in raw:  # what is damaged is said to be damaged
                     pass
                 _compare(blob, layer)
@@ -70,10 +52,6 @@ def uncompressed(layer: Layer, limits: Limits, before: int = 0) -> Iterator[byte
     finally:
         for each in hashes:
             each.end()
-
-
-class _Malformed(Exception):
-    """Not what a decompressor takes."""
 
 
 class _Hash:
@@ -122,58 +100,6 @@ def _read(file: BinaryIO, layer: Layer, blob: _Hash | None) -> Iterator[bytes]:
             blob.update(data)
         left -= len(data)
         yield data
-
-
-def _decompressed(raw: Iterator[bytes]) -> Iterator[bytes]:
-    data = _start(raw, b"")
-    kind = _kind(data)
-    if not kind:
-        yield data
-        yield from raw
-        return
-    make, library_error = _library(kind)
-    # As gzip(1) and pigz(1) have it, what follows a member and is none is nothing.
-    while _kind(data) == kind:
-        member = make()
-        try:
-            while not member.eof:
-                if piece := member.decompress(data, _PIECE):
-                    yield piece
-                data = b""
-                if member.needs_input and not (member.eof or (data := next(raw, b""))):
-                    raise _Malformed("it is truncated")
-        except library_error as error:
-            raise _Malformed(str(error)) from None
-        data = _start(raw, member.unused_data)
-
-
-def _start(raw: Iterator[bytes], data: bytes) -> bytes:
-    """``data`` with what follows it, until that is enough to see what it is."""
-    while len(data) < _MAGIC_LENGTH and (more := next(raw, b"")):
-        data += more
-    return data
-
-
-def _kind(start: bytes) -> str:
-    if start.startswith(_GZIP):
-        return "gzip"
-    if start.startswith(_ZSTD) or (start[1:4] == _ZSTD_SKIPPABLE and start[0] >> 4 == 5):
-        return "zstd"
-    return ""
-
-
-def _library(kind: str) -> tuple[Callable[[], _Decompressor], Any]:
-    """What makes decompressors of a kind, and the exception that they raise."""
-    if kind == "gzip":
-        from isal import igzip_lib  # twice as fast as zlib
-
-        return lambda: igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_GZIP), igzip_lib.IsalError
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-
-    return zstd.ZstdDecompressor, zstd.ZstdError
 
 
 def _limited(pieces: Iterator[bytes], layer: Layer, limits: Limits, before: int) -> Iterator[bytes]:

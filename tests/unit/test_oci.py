@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import random
 import subprocess
 import tarfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from backports import zstd
 
 from pyvmm.errors import ImageError
 from pyvmm.oci import ImageConfig, open_image
@@ -196,9 +199,10 @@ def test_nothing_there(tmp_path: Path) -> None:
     fails(tmp_path / "text", "not an image")
     (tmp_path / "packed").write_bytes(gzip.compress(ONE))
     fails(tmp_path / "packed", "neither index.json nor manifest.json")
-    (tmp_path / "zstd").write_bytes(b"\x28\xb5\x2f\xfd")
-    fails(
-        tmp_path / "zstd", "not an image: neither a directory nor a tar archive, plain or by gzip"
+    (tmp_path / "xz").write_bytes(lzma.compress(ONE))
+    assert fails(tmp_path / "xz") == (
+        f"{tmp_path}/xz: not an image: neither a directory nor a tar archive, plain or of gzip or "
+        "zstd: unpack it (truncated header)"
     )
 
 
@@ -422,20 +426,23 @@ def test_transports_take_what_is_theirs(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress])
 @pytest.mark.parametrize("packed", [False, True])
-def test_archives_compressed_by_gzip(tmp_path: Path, packed: bool) -> None:
+def test_compressed_archives(
+    tmp_path: Path, packed: bool, compress: Callable[[bytes], bytes]
+) -> None:
     saved = docker_archive(tmp_path / "i.tar", ONE, compressed=packed)
     whole = saved.read_bytes()
-    saved.write_bytes(gzip.compress(whole[:3000]) + gzip.compress(whole[3000:]))
+    saved.write_bytes(compress(whole[:3000]) + compress(whole[3000:]))
     with open_image(saved) as image:
         with image.layers[0].open() as blob:
             data = blob.read(image.layers[0].size)
         assert (gzip.decompress(data) if packed else data) == ONE
         saved.unlink()  # what was unpacked has no name, and stays as long as the image is open
         image.layers[0].verify()
-    saved.write_bytes(gzip.compress(whole)[:-9])
-    fails(saved, "cannot be decompressed")
-    saved.write_bytes(gzip.compress(bytes(65 << 20)))
+    saved.write_bytes(compress(whole)[:-9])
+    assert fails(saved) == f"{saved}: cannot be decompressed: it is truncated"
+    saved.write_bytes(compress(bytes(65 << 20)))
     assert fails(saved) == (
         f"{saved}: more than 200 times as large uncompressed (--image-limit ratio=…)"
     )
