@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* clang-format off */
 /*
  * How an image becomes a disk:
  *
- *     blob, decompressed and hashed by Python ─► socket ─► tar ─► layer ─► tree   names and
- * metadata, │                      in memory └───► disk   file contents, straight to their blocks
- *     after the last layer:  tree ─► ext4_emit ─► inodes, directories
+ *     blob, decompressed and hashed by Python
+ *       └─► socket ─► tar ─► layer ─► tree       names and metadata, in memory
+ *                      └───► disk                file contents, straight to their blocks
+ *     after the last layer:  tree ─► ext4_emit   inodes, directories
  *
  * Only one file exists on the host, the disk itself: no name that an image holds is ever given to
  * the host's kernel.
  */
+/* clang-format on */
 #ifndef ROOTFS_WRITER_H
 #define ROOTFS_WRITER_H
 
