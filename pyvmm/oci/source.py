@@ -92,8 +92,8 @@ class Archive(Source):
             raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from None
         except Exception as error:  # tarfile raises many kinds at hostile archives
             raise ImageError(
-                f"{path}: not an image: neither a directory nor a tar archive, plain or of gzip or "
-                f"zstd: unpack it ({error})"
+                f"{path}: not an image: neither a directory nor a tar archive, plain, gzip or zstd "
+                f"(unpack any other): {error}"
             ) from None
 
     def close(self) -> None:

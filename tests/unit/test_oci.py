@@ -201,8 +201,8 @@ def test_nothing_there(tmp_path: Path) -> None:
     fails(tmp_path / "packed", "neither index.json nor manifest.json")
     (tmp_path / "xz").write_bytes(lzma.compress(ONE))
     assert fails(tmp_path / "xz") == (
-        f"{tmp_path}/xz: not an image: neither a directory nor a tar archive, plain or of gzip or "
-        "zstd: unpack it (truncated header)"
+        f"{tmp_path}/xz: not an image: neither a directory nor a tar archive, plain, gzip or zstd "
+        "(unpack any other): truncated header"
     )
 
 
