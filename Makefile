@@ -47,7 +47,7 @@ build/venv.stamp: | build/packages.stamp
 # Without isolation, so that a rebuild downloads nothing; without setuptools' advice on editables.
 build/c.stamp: $(C_SOURCES) pyproject.toml build/venv.stamp
 	@echo 'building the C parts'
-	@PYTHONWARNINGS=ignore $(VENV)/pip install --quiet --no-build-isolation --editable '.[dev,net]'
+	@PYTHONWARNINGS=ignore $(VENV)/pip install --quiet --no-build-isolation --editable '.[dev,net,rich]'
 	@touch $@
 
 build/kernels.stamp: rootfs/kernel.config | build/c.stamp
