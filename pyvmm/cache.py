@@ -9,5 +9,8 @@ def cache_dir(*parts: str) -> str:
     """Return (and make) a directory under the cache, e.g. ``cache_dir("kernels")``."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     path = os.path.join(root, "pyvmm", *parts)
-    os.makedirs(path, exist_ok=True)
+    if not os.path.isdir(path):
+        os.makedirs(root, exist_ok=True)
+        os.makedirs(os.path.join(root, "pyvmm"), 0o700, exist_ok=True)  # images may be private
+        os.makedirs(path, exist_ok=True)
     return path

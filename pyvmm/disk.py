@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pyvmm.oci import Image
     from pyvmm.oci.limits import Limits
 
-FORMAT = 2  # raise it whenever the same image would give other bytes
+FORMAT = 3  # raise it whenever the same image would give other bytes
 _BLOCK = 4096
 
 
@@ -77,12 +77,13 @@ def _make_once(path: str, size: int, make: Callable[[str], None]) -> None:
             try:
                 if not _is_whole(path, size):
                     make(part)
-                    os.fchmod(file.fileno(), 0o444)
                     os.fsync(file.fileno())
                     os.rename(part, path)
+                    os.fchmod(file.fileno(), 0o444)  # now: what stays behind is taken over
             finally:
-                if os.path.exists(part):
+                if _is_file_at(file.fileno(), part):
                     os.unlink(part)
+                fcntl.flock(file, fcntl.LOCK_UN)  # a child forked meanwhile has the file open, too
 
 
 def _is_file_at(descriptor: int, path: str) -> bool:

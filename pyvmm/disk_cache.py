@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 from isal.isal_zlib import crc32  # ten times as fast as zlib's
 
 from pyvmm.cache import cache_dir
+from pyvmm.disk import FORMAT
 from pyvmm.record import Record
 
+_SUFFIX = f"-v{FORMAT}.ext4"
 _CHUNK = 1 << 18
 _ZEROS = bytes(_CHUNK)
 
@@ -22,17 +25,50 @@ class Base(Record):
 
 
 def bases() -> list[Base]:
-    """All base disks, by name."""
+    """All base disks that a run could use, by name."""
     found = []
-    for entry in sorted(os.scandir(cache_dir("disks")), key=lambda entry: entry.name):
-        if entry.name.endswith(".ext4"):
-            algorithm, digits, _ = entry.name.split("-", 2)
+    for entry in _entries():
+        algorithm, _, rest = entry.name.removesuffix(_SUFFIX).partition("-")
+        digits, dash, _ = rest.partition("-")
+        if entry.name.endswith(_SUFFIX) and dash:
             try:
                 used = entry.stat().st_blocks * 512
             except FileNotFoundError:  # removed meanwhile
                 continue
             found.append(Base(entry.path, f"{algorithm}:{digits}", used))
     return found
+
+
+def remove_leftovers() -> int:
+    """Remove what no run can use: disks of other versions' formats, and parts whose maker was
+    killed. Returns the bytes freed.
+    """
+    known = {path for base in bases() for path in (base.path, _checksum_path(base.path))}
+    freed = 0
+    for entry in _entries():
+        # A checksum is there before its disk, beside the part.
+        if entry.path in known or os.path.exists(f"{entry.path.removesuffix('.crc32')}.part"):
+            continue
+        try:
+            freed += _remove_unlocked(entry.path)
+        except FileNotFoundError:
+            pass
+    return freed
+
+
+def _remove_unlocked(path: str) -> int:
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # somebody makes it just now
+            return 0
+        os.unlink(path)
+        return os.stat(file.fileno()).st_blocks * 512
+
+
+def _entries() -> list[os.DirEntry[str]]:
+    entries = [entry for entry in os.scandir(cache_dir("disks")) if entry.is_file()]
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def remove(base: Base) -> None:
@@ -47,7 +83,7 @@ def remove(base: Base) -> None:
 def is_intact(base: Base) -> bool:
     """Whether every byte is as it was made."""
     try:
-        with open(_checksum_path(base.path)) as file:
+        with open(_checksum_path(base.path), "rb") as file:
             return file.read() == _checksum(base.path)
     except FileNotFoundError:
         return False
@@ -55,7 +91,7 @@ def is_intact(base: Base) -> bool:
 
 def note_checksum(part: str, path: str) -> None:
     """Keep the checksum of what will be the base disk ``path`` beside it."""
-    with open(_checksum_path(path), "w") as file:
+    with open(_checksum_path(path), "wb") as file:
         file.write(_checksum(part))
         file.flush()
         os.fsync(file.fileno())
@@ -65,7 +101,7 @@ def _checksum_path(path: str) -> str:
     return f"{path}.crc32"
 
 
-def _checksum(path: str) -> str:
+def _checksum(path: str) -> bytes:
     """CRC-32 of all blocks that are not zero, and where they are: a hole and zeros are the same."""
     value = 0
     end = os.stat(path).st_size
@@ -80,4 +116,4 @@ def _checksum(path: str) -> str:
             if data != _ZEROS[: len(data)]:
                 value = crc32(data, crc32(at.to_bytes(8, "little"), value))
             at += _CHUNK
-    return f"{value:08x}"
+    return b"%08x" % value

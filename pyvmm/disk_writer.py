@@ -21,19 +21,18 @@ def write(
     """Make the file ``path`` the ext4 disk of ``image``. Raises ImageError and DiskError."""
     os.truncate(path, 0)
     os.truncate(path, size)
-    writer = lib.ext4_create(os.fsencode(path), size, limits.entries, limits.path)
-    if writer == ffi.NULL:
+    made = lib.ext4_create(os.fsencode(path), size, limits.entries, limits.path)
+    if made == ffi.NULL:
         raise MemoryError
+    # Freed by whoever lets go of it last: a signal may end this while the consumer is at work.
+    writer = ffi.gc(made, lib.ext4_free)
     total = 0
-    try:
-        _check(writer, lib.ext4_status(writer), size)
-        for number, layer in enumerate(image.layers, 1):
-            progress(f"layer {number} of {len(image.layers)}: {layer.digest}")
-            total += _merge(writer, layer, size, limits, total)
-        progress("writing the filesystem")
-        _check(writer, lib.ext4_finish(writer), size)
-    finally:
-        lib.ext4_free(writer)
+    _check(writer, lib.ext4_status(writer), size)
+    for number, layer in enumerate(image.layers, 1):
+        progress(f"layer {number} of {len(image.layers)}: {layer.digest}")
+        total += _merge(writer, layer, size, limits, total)
+    progress("writing the filesystem")
+    _check(writer, lib.ext4_finish(writer), size)
 
 
 def _merge(writer: Any, layer: Layer, size: int, limits: Limits, before: int) -> int:
@@ -47,14 +46,16 @@ def _merge(writer: Any, layer: Layer, size: int, limits: Limits, before: int) ->
     status: list[int] = []
     total = 0
 
+    # Shut down, not only closed: a child that another thread forks meanwhile has the ends, too.
     def consume() -> None:
         with receiver:
             status.append(lib.ext4_layer(writer, receiver.fileno()))
+            receiver.shutdown(socket.SHUT_RDWR)
 
-    consumer = Thread(target=consume, name="pyvmm-layer")
-    consumer.start()
-    try:
-        with sender:
+    consumer = Thread(target=consume, name="pyvmm-layer", daemon=True)
+    with sender:
+        consumer.start()
+        try:
             for piece in uncompressed(layer, limits, before):
                 total += len(piece)
                 try:
@@ -63,8 +64,9 @@ def _merge(writer: Any, layer: Layer, size: int, limits: Limits, before: int) ->
                     # The consumer gave up, and its status says why; unless the layer is damaged,
                     # which the rest of the stream will tell.
                     pass
-    finally:
-        consumer.join()
+        finally:
+            sender.shutdown(socket.SHUT_WR)
+            consumer.join()
     _check(writer, status[0], size, f"layer {layer.digest}: ")
     return total
 

@@ -102,7 +102,7 @@ def _rm(a: Values) -> int:
     unused = before - store.used()
     freed = _drop(lambda base: base.image in unused)
     try:
-        freed += store.prune()
+        freed += store.prune(parts=False)  # they are other images'
     except ImageError as error:  # the names are gone already: this is not to be done again
         say(f"{error}, by pyvmm image prune")
     return _freed(freed)
@@ -110,8 +110,10 @@ def _rm(a: Values) -> int:
 
 def _prune(_: Values) -> int:
     store = Store()
+    freed = store.prune()  # first: it may not be allowed to
     used = store.used()
-    return _freed(_drop(lambda base: base.image not in used) + store.prune())
+    freed += _drop(lambda base: base.image not in used)
+    return _freed(freed + disk_cache.remove_leftovers())
 
 
 def _drop(unwanted: Any) -> int:
@@ -159,7 +161,7 @@ def _save(a: Values) -> int:
 def _output(path: str) -> Iterator[BinaryIO]:
     """A file that has its name once it is complete; pipes and devices are written as they are."""
     if path == "-":
-        if sys.stdout.isatty():
+        if not sys.stdout or sys.stdout.isatty():
             raise UsageError("an archive is nothing for a terminal: give a FILE, or redirect")
         yield sys.stdout.buffer
         return

@@ -94,18 +94,15 @@ class Machine:
             placed = plan.place(config)
             self._worker = self._worker or WorkerProcess()  # its VM is made while we prepare
 
-            def prepare(image: Image) -> str:
+            def prepare(image: Image) -> None:
                 self._plan = plan.make(config, placed, image, self._progress)
-                return base_disk(
-                    image, config.disk_bytes, limits=config.limits, progress=self._progress
-                )
+                fds["base"] = self._open_base(image)
 
-            base = with_image(self._open_image, prepare)
+            with_image(self._open_image, prepare)
             self._times["prepared"] = time.monotonic()
             self._console = console.Console()
             fds["kernel"] = open_file(self._plan.kernel.path)
             fds["initrd"] = open_file(self._plan.initramfs)
-            fds["base"] = open_file(base)
             fds["overlay"] = open_overlay(config.disk_bytes)
             if config.console is not None:
                 fds["console"] = os.dup(config.console)
@@ -138,6 +135,17 @@ class Machine:
             progress=self._progress,
             bars=self.bars,
         )
+
+    def _open_base(self, image: Image) -> int:
+        config = self.config
+        while True:
+            path = base_disk(
+                image, config.disk_bytes, limits=config.limits, progress=self._progress
+            )
+            try:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:  # pruned meanwhile
+                pass
 
     def _config_frame(self) -> bytes:
         config, program = self.config, self._plan.program

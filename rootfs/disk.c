@@ -65,11 +65,19 @@ static int add_extent(struct ext4_writer *w, struct inode *inode, struct extent 
 static int allocate(struct ext4_writer *w, struct inode *inode, uint32_t logical, uint64_t want)
 {
 	uint64_t start = 0, count = want < EXTENT_BLOCKS_MAX ? want : EXTENT_BLOCKS_MAX;
+	const struct extent *last =
+		inode->extent_count ? &inode->extents[inode->extent_count - 1] : NULL;
 	int err;
 
 	if (!w->full)
 		find_run(w, count, &start, &count);
 	w->full = !start;
+	/* What goes on where the last extent ends fills it up: how a file is cut into extents must
+	 * not depend on how much of it came at once. */
+	if (last && last->logical + last->count == logical &&
+	    (start ? last->physical && last->physical + last->count == start : !last->physical) &&
+	    last->count < EXTENT_BLOCKS_MAX && count > EXTENT_BLOCKS_MAX - last->count)
+		count = EXTENT_BLOCKS_MAX - last->count;
 	err = add_extent(w, inode,
 			 (struct extent){.logical = logical,
 					 .physical = (uint32_t)start,

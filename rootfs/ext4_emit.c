@@ -68,7 +68,7 @@ static void set_device(struct ext2_inode_large *raw, const struct inode *inode)
 static errcode_t set_extents(struct ext4_writer *w, struct ext2_inode_large *raw,
 			     const struct inode *inode)
 {
-	ext2_extent_handle_t handle;
+	ext2_extent_handle_t handle = NULL;
 	errcode_t code;
 	uint64_t blocks = 0;
 

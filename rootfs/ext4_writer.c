@@ -153,7 +153,7 @@ const char *ext4_error(const struct ext4_writer *w)
 /* Directories and metadata are estimated; the rest has been counted. */
 uint64_t ext4_needed(const struct ext4_writer *w)
 {
-	uint64_t blocks = w->peak + 2 * (uint64_t)w->directories;
+	uint64_t blocks = w->peak + 2 * (uint64_t)w->directories + w->extra_blocks;
 	uint64_t inodes = w->inodes + EXT2_GOOD_OLD_FIRST_INO;
 	uint64_t size = blocks * DISK_BLOCK + (uint64_t)w->names * 32;
 	uint64_t room;

@@ -55,13 +55,6 @@ static int split(struct ext4_writer *w, const char *path, struct place *place)
 	return 0;
 }
 
-/* Marks a name and all above it as this layer's. */
-static void touch(struct ext4_writer *w, struct dentry *e)
-{
-	for (; e && e->layer != w->layer; e = e->parent->dir.entry)
-		e->layer = w->layer;
-}
-
 /* Removes what lower layers put below a directory, whatever the order of entries in this layer. */
 static int hide_all(struct ext4_writer *w, struct inode *dir)
 {
@@ -180,6 +173,10 @@ static int set_contents(struct ext4_writer *w, struct inode *inode, struct tar *
 		return fail(&w->failure, EXT4_IMAGE, "%s: file of %llu bytes", t->name,
 			    (unsigned long long)t->size);
 	inode->size = t->size;
+	w->spans += t->span_count;
+	if (w->spans > DISK_SPANS_MAX)
+		return fail(&w->failure, EXT4_IMAGE, "more than %u pieces of sparse files",
+			    DISK_SPANS_MAX);
 	do {
 		err = tar_data(tar, &data, &size, &offset);
 		if (!err && size)
@@ -202,7 +199,7 @@ static int merge_directory(struct ext4_writer *w, struct inode *parent, const ch
 		old = NULL;
 	}
 	if (old) {
-		touch(w, old);
+		tree_touch(w, old);
 		return set_metadata(w, old->inode, &tar->entry);
 	}
 	inode = tree_inode(w, S_IFDIR);
@@ -213,7 +210,7 @@ static int merge_directory(struct ext4_writer *w, struct inode *parent, const ch
 		tree_drop(w, inode);
 		return err;
 	}
-	touch(w, inode->dir.entry);
+	tree_touch(w, inode->dir.entry);
 	return set_metadata(w, inode, &tar->entry);
 }
 
@@ -226,7 +223,7 @@ static int put(struct ext4_writer *w, struct inode *parent, const char *base, st
 	if (!err)
 		err = tree_link(w, parent, base, strlen(base), inode);
 	if (!err)
-		touch(w, tree_find(parent, base, strlen(base)));
+		tree_touch(w, tree_find(parent, base, strlen(base)));
 	return err;
 }
 
@@ -249,7 +246,7 @@ static int merge_hard_link(struct ext4_writer *w, struct inode *parent, const ch
 	inode = e->inode;
 	old = tree_find(parent, base, strlen(base));
 	if (old && old->inode == inode) {
-		touch(w, old);
+		tree_touch(w, old);
 		return 0;
 	}
 	inode->links++; /* its other name may be below what is replaced */

@@ -25,6 +25,8 @@ static int make_directory(struct ext4_writer *w, struct inode *dir, const char *
 
 	if (err && inode)
 		tree_drop(w, inode);
+	if (!err)
+		tree_touch(w, inode->dir.entry);
 	*made = inode;
 	return err;
 }

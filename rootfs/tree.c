@@ -90,6 +90,13 @@ int tree_link(struct ext4_writer *w, struct inode *dir, const char *name, size_t
 	return 0;
 }
 
+/* Marks a name and all above it as this layer's. */
+void tree_touch(struct ext4_writer *w, struct dentry *e)
+{
+	for (; e && e->layer != w->layer; e = e->parent->dir.entry)
+		e->layer = w->layer;
+}
+
 /* Takes a name away, and all that is below it. */
 int tree_unlink(struct ext4_writer *w, struct dentry *e)
 {
@@ -139,6 +146,7 @@ int tree_hold(struct ext4_writer *w, size_t size)
 	uint64_t most = (uint64_t)w->names_max * DISK_HELD_PER_NAME;
 
 	w->held += size;
+	w->extra_blocks += size >= DISK_OUTSIDE_INODE;
 	if (w->held <= most)
 		return 0;
 	return fail(&w->failure, EXT4_IMAGE,

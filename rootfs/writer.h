@@ -35,6 +35,10 @@
 #define DISK_HELD_PER_NAME                                                                         \
 	256u /* bytes, on average, of what an inode holds in memory beside itself */
 
+#define DISK_OUTSIDE_INODE                                                                         \
+	60u /* bytes of a link target that need a block; extended attributes may, too */
+#define DISK_SPANS_MAX (1u << 24) /* pieces of sparse files in an image: each is a write */
+
 /* A run of blocks of a file. physical 0: the disk is full, the run is only counted. */
 struct extent {
 	uint32_t logical;
@@ -87,8 +91,10 @@ struct ext4_writer {
 	uint32_t names_max, path_max; /* limits of this image */
 	bool full; /* the disk was too small; from then on blocks are counted, not written */
 	struct inode *root;
-	unsigned layer;	     /* ordinal of the layer being merged, from 1 */
-	uint32_t link_steps; /* taken by path_walk after the first symbolic link of a path */
+	unsigned layer;	       /* ordinal of the layer being merged, from 1 */
+	uint64_t spans;	       /* of all its files, the replaced ones too */
+	uint64_t extra_blocks; /* of long link targets and extended attributes, at most */
+	uint32_t link_steps;   /* taken by path_walk after the first symbolic link of a path */
 	uint32_t names, inodes, directories;
 	uint64_t held; /* bytes, in all, that inodes have held beside themselves */
 };
@@ -104,6 +110,7 @@ struct inode *tree_inode(struct ext4_writer *w, uint32_t mode);
 struct dentry *tree_find(const struct inode *dir, const char *name, size_t length);
 int tree_link(struct ext4_writer *w, struct inode *dir, const char *name, size_t length,
 	      struct inode *inode);
+void tree_touch(struct ext4_writer *w, struct dentry *e);
 int tree_unlink(struct ext4_writer *w, struct dentry *entry);
 int tree_drop(struct ext4_writer *w, struct inode *inode);
 int tree_hold(struct ext4_writer *w, size_t size);

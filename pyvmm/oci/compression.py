@@ -11,6 +11,7 @@ _GZIP = b"\x1f\x8b"  # RFC 1952 §2.3.1
 _ZSTD = b"\x28\xb5\x2f\xfd"  # RFC 8878 §3.1.1
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # §3.1.2, after a byte of 0x50 to 0x5f
 _MAGIC_LENGTH = 4
+_MEMBERS_MAX = 300_000  # of a stream; tools that make layers seekable have one for each file
 
 
 class _Decompressor(Protocol):
@@ -43,7 +44,11 @@ def decompressed(raw: Iterator[bytes]) -> Iterator[bytes]:
         return
     make, library_error = _library(kind)
     # As gzip(1) and pigz(1) have it, what follows a member and is none is nothing.
+    count = 0
     while kind_of(data) == kind:
+        count += 1
+        if count > _MEMBERS_MAX:
+            raise Malformed(f"it has more than {_MEMBERS_MAX} parts")
         member = make()
         try:
             while not member.eof:

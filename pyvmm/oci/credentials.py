@@ -55,20 +55,23 @@ def _files() -> list[str]:
     home = os.path.expanduser("~")
     docker = environment.get("DOCKER_CONFIG")
     runtime = environment.get("XDG_RUNTIME_DIR")
+    # Without a session, as root's in CI, Podman has another place.
+    containers = f"{runtime}/containers" if runtime else f"/run/containers/{os.geteuid()}"
     configuration = environment.get("XDG_CONFIG_HOME") or f"{home}/.config"
     return [
         *([f"{docker}/config.json"] if docker else []),
-        *([f"{runtime}/containers/auth.json"] if runtime else []),
+        f"{containers}/auth.json",
         f"{configuration}/containers/auth.json",
         *([] if docker else [f"{home}/.docker/config.json"]),
     ]
 
 
 def _look_up(file: Fields, registry: str, repository: str) -> Credentials | None:
-    helper = file.object("credHelpers").text(registry)
-    if helper:
-        return _ask(helper, registry, file.where)
+    helpers = file.object("credHelpers")
     auths = file.object("auths")
+    for key in _keys(registry, ""):
+        if key in helpers:
+            return _ask(helpers.text(key), registry, file.where)
     for key in _keys(registry, repository):
         if key in auths:
             found = _entry(auths.object(key), file.where)
@@ -79,11 +82,13 @@ def _look_up(file: Fields, registry: str, repository: str) -> Credentials | None
 
 
 def _keys(registry: str, repository: str) -> list[str]:
-    parts = [registry, *repository.split("/")]
+    """From the most special one on. Docker itself has written hosts in many ways over the years."""
+    parts = [registry, *repository.split("/")] if repository else [registry]
     keys = ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
     if registry == _HUB:
         return [*keys, _HUB_KEY, "index.docker.io", "registry-1.docker.io"]
-    return [*keys, f"https://{registry}", f"https://{registry}/v1/", f"https://{registry}/v2/"]
+    hosts = [f"{scheme}{registry}" for scheme in ("", "https://", "http://")]
+    return keys + [f"{host}{path}" for host in hosts for path in ("", "/", "/v1/", "/v2/")]
 
 
 def _entry(fields: Fields, where: str) -> Credentials | None:

@@ -9,6 +9,7 @@ from threading import Event, Thread
 from typing import Protocol
 
 from pyvmm.errors import ImageError
+from pyvmm.oci.http import Temporary
 from pyvmm.oci.incoming import DigestError, Incoming
 from pyvmm.oci.registry import Registry
 from pyvmm.oci.retry import Retries, Stopped
@@ -119,6 +120,8 @@ class Downloads:
                     raise Stopped
                 incoming.write(data)
                 self._report(self._progress.advance, digest, len(data))
+            if incoming.offset < size and body.length is None:  # nobody else would notice
+                raise Temporary(f"blob {digest}: the connection was cut")
 
 
 def _raise(error: BaseException) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DOCUMENT_MAX = 8 << 20  # bytes; real ones have some thousand
+ITEMS_MAX = 10_000  # of a list of objects; real ones have some tens
 
 _LISTED = 20
 
@@ -59,10 +60,11 @@ class Fields:
         return Fields(self._value[name] if name in self else {}, f"{self.where}: {name}")
 
     def objects(self, name: str) -> list[Fields]:
-        """A list of objects; empty where it is absent or null."""
-        return [
-            Fields(item, f"{self.where}: {name}[{i}]") for i, item in enumerate(self._list(name))
-        ]
+        """A list of objects, at most `ITEMS_MAX`; empty where it is absent or null."""
+        items = self._list(name)
+        if len(items) > ITEMS_MAX:
+            raise ImageError(f"{self.where}: more than {ITEMS_MAX} {name}")
+        return [Fields(item, f"{self.where}: {name}[{i}]") for i, item in enumerate(items)]
 
     def _list(self, name: str) -> list[Any]:
         value = self._value[name] if name in self else []

@@ -128,6 +128,8 @@ class Http:
                 f"certificate into /etc/docker/certs.d/{host}/ca.crt, or name it in SSL_CERT_FILE"
             )
         if isinstance(reason, ssl.SSLError) and reason.reason in _NOT_TLS:
+            if host in self._heard:
+                return Temporary(f"{host}: the connection was cut")
             return NotTls(f"{host}: does not speak TLS")
         if isinstance(error, (SSLError, LocationValueError)) or not isinstance(
             error, (HTTPError, OSError)

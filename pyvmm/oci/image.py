@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 
 from pyvmm.errors import ImageError
-from pyvmm.oci.blob import Blob
+from pyvmm.oci.blob import Blob, DamagedError
 from pyvmm.oci.platform import Platform
 from pyvmm.oci.source import Source
 from pyvmm.record import Record
@@ -40,13 +41,17 @@ class Layer(Record):
     blob: Blob
 
     def open(self) -> BinaryIO:
-        """The file that holds the blob, which starts at ``blob.offset``."""
-        return self.blob.open()
+        """The file that holds the blob, at its start. DamagedError if it is no longer there."""
+        try:
+            return self.blob.open()
+        except ImageError as error:
+            if os.path.exists(self.blob.path):
+                raise
+            raise DamagedError(str(error), self.digest) from None
 
     def verify(self) -> None:
-        """Read the blob and compare it with its digest; ImageError if it differs."""
-        if self.digest != self.diff_id:  # else the stream is the blob, and hashed as it is used
-            self.blob.verify(self.digest)
+        """Read the blob, which has a digest of its own, and compare. Raises DamagedError."""
+        self.blob.verify(self.digest)
 
 
 class Image(Record):

@@ -106,9 +106,9 @@ class Incoming:
             self.restart()
             raise DigestError(f"blob {self._digest}: damaged: {what}")
         try:
-            os.fchmod(self._file.fileno(), 0o444)
             os.fsync(self._file.fileno())
             os.rename(self._part, self._path)
+            os.fchmod(self._file.fileno(), 0o444)  # now: a part that stays behind is written on
             _sync_directory(self._path)
         except OSError as error:
             raise _unwritable(self._path, error) from None

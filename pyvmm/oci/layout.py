@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob, DamagedError, checked_digest
 from pyvmm.oci.config import Configuration, read_configuration
-from pyvmm.oci.fields import Fields, listed, parse
+from pyvmm.oci.fields import ITEMS_MAX, Fields, listed, parse
 from pyvmm.oci.image import Image, Layer
 from pyvmm.oci.platform import Platform, platform_of, suitable
 from pyvmm.oci.reference import same_name
@@ -97,6 +97,7 @@ class _Search:
         self._source = source
         self._platform = platform
         self._documents = 0
+        self._entries = 0
         self._bytes = 0
         self.others: list[str] = []
 
@@ -147,6 +148,9 @@ class _Search:
         return digest, _parsed(self._source, blob)
 
     def _suitable(self, entries: list[Fields]) -> list[Fields]:
+        self._entries += len(entries)
+        if self._entries > ITEMS_MAX:
+            raise ImageError(f"{self._source.name}: its indexes have more than {ITEMS_MAX} entries")
         for entry in entries:
             offer = platform_of(entry)
             # BuildKit's attestations are for "unknown".

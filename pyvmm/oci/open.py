@@ -78,20 +78,21 @@ def open_image(
 def with_image(opened: Callable[[], Image], use: Callable[[Image], T]) -> T:
     """Call ``use`` with an image that ``opened`` gives, close it, and return what came out.
 
-    If it turns out then that the store has a damaged blob, that is removed, and all is done once
-    more: ``opened`` fetches what is missing.
+    If it turns out then that a blob of the store is damaged or missing, all is done once more, for
+    each such blob: ``opened`` fetches what is not there.
     """
-    with opened() as image:
-        try:
-            return use(image)
-        except DamagedError as error:
-            if not isinstance(image.source, _Stored):
-                raise
-            from pyvmm.oci.store import Store
+    seen = set()
+    while True:
+        with opened() as image:
+            try:
+                return use(image)
+            except DamagedError as error:
+                if not isinstance(image.source, _Stored) or error.digest in seen:
+                    raise
+                seen.add(error.digest)
+                from pyvmm.oci.store import Store
 
-            Store().remove(error.digest)
-    with opened() as image:
-        return use(image)
+                Store().remove(error.digest)
 
 
 def open_name(

@@ -11,6 +11,7 @@ from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob, DamagedError
 from pyvmm.oci.download import CONNECTIONS, Downloads, Progress
 from pyvmm.oci.fields import Fields, parse
+from pyvmm.oci.image import Image
 from pyvmm.oci.layout import open_entry
 from pyvmm.oci.limits import DEFAULT, Limits
 from pyvmm.oci.platform import Platform
@@ -44,11 +45,7 @@ def pull(
         documents = _Documents(name.reference, registry, retries, store, progress)
         documents.limits = limits
         entry = Fields({"digest": name.digest, "size": name.size}, name.reference)
-        try:
-            image = open_entry(documents, entry, platform)
-        except DamagedError as error:  # found in the store
-            store.remove(error.digest)
-            image = open_entry(documents, entry, platform)
+        image = _open(documents, entry, platform, store)
         size = sum(layer.size for layer in image.layers)
         if size > limits.size:
             raise ImageError(
@@ -59,6 +56,19 @@ def pull(
         Downloads(registry, store, wanted, progress).run()
         store.name(name)
     return name
+
+
+def _open(documents: _Documents, entry: Fields, platform: Platform, store: Store) -> Image:
+    """The image, once each damaged document that the store had was fetched again."""
+    seen = set()
+    while True:
+        try:
+            return open_entry(documents, entry, platform)
+        except DamagedError as error:
+            if error.digest in seen:
+                raise
+            seen.add(error.digest)
+            store.remove(error.digest)
 
 
 def _named(reference: Reference, found: Manifest) -> Name:

@@ -31,16 +31,18 @@ class Retries:
     def run(self, attempt: Callable[[], _Result], progress: Callable[[], int] = int) -> _Result:
         """The result of ``attempt``, tried again while it raises Temporary.
 
-        ``progress`` is how far it got in all its tries, in bytes: the count of tries starts anew
-        when a try got on by a MiB, so that large blobs come over bad lines. Raises the last error.
+        ``progress`` is how far it has got, in bytes: the count of tries starts anew when one got
+        further than all before by a MiB, so that large blobs come over bad lines. Raises the last
+        error.
         """
         failures = 0
+        furthest = progress()
         while True:
-            before = progress()
             try:
                 return attempt()
             except Temporary as error:
-                failures = 1 if progress() - before >= 1 << 20 else failures + 1
+                failures = 1 if progress() - furthest >= 1 << 20 else failures + 1
+                furthest = max(furthest, progress())
                 if failures == TRIES:
                     raise
                 if error.after > DELAY_MAX:

@@ -32,7 +32,7 @@ def save(image: Image, reference: Reference, format: str, file: BinaryIO) -> Non
     if found is None:
         raise ImageError(f"{reference}: is a docker-save archive: skopeo copies it to other kinds")
     for layer in image.layers:
-        layer.verify()  # first: what has been written to a pipe cannot be taken back
+        layer.verify()  # first: what is in a pipe cannot be taken back
     manifest = Fields(parse(found.read(), found.name), found.name)
     members = (_oci if format == "oci-archive" else _docker)(image, reference, manifest)
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _LINKS_MAX = 8  # skopeo's docker archives have one link to each layer
 _CHUNK = 1 << 20
+_EXTENDED = b"x", b"g", b"X", b"L", b"K"  # pax headers and GNU's long names
+_EXTENDED_MAX = 8192  # bytes; of what images are saved in they have some hundred
 
 
 class Source:
@@ -103,8 +105,18 @@ class Archive(Source):
     def _read_index(self) -> None:
         import tarfile  # slow to import, and layouts do without
 
+        path = self.name
+
+        class Member(tarfile.TarInfo):
+            """Python reads extended headers whole, and some versions in quadratic time."""
+
+            def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+                if self.type in _EXTENDED and self.size > _EXTENDED_MAX:
+                    raise ImageError(f"{path}: extended header of {self.size} bytes")
+                return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
+
         length = os.stat(self._path).st_size
-        with tarfile.open(self._path, "r:") as archive:
+        with tarfile.open(self._path, "r:", tarinfo=Member) as archive:
             position = -1
             while (member := archive.next()) is not None:
                 # A negative size would send tarfile round in circles.

@@ -120,14 +120,12 @@ class Store:
             used.add(digest)
             document = self._document(digest)
             if document:
-                waiting += [entry.text("digest") for entry in document.objects("manifests")]
-                if "config" in document:
-                    used.add(document.object("config").text("digest"))
-                used.update(entry.text("digest") for entry in document.objects("layers"))
+                waiting += _digests(document, "manifests")
+                used.update(_digests(document, "layers"), _digests(document, "config"))
         return used
 
-    def prune(self) -> int:
-        """Remove blobs that no name leads to, and parts of blobs; return the bytes freed.
+    def prune(self, parts: bool = True) -> int:
+        """Remove blobs that no name leads to, and ``parts`` of blobs; return the bytes freed.
 
         Raises ImageError while somebody pulls: what comes in has no name yet.
         """
@@ -135,10 +133,14 @@ class Store:
         with _Lock(self.path, fcntl.LOCK_EX | fcntl.LOCK_NB):
             used = self.used()
             unused = [path for digest, path in self._blobs() if digest not in used]
-            parts = [os.path.join(self._partial, file) for file in _listing(self._partial)]
-            for path in unused + parts:
-                freed += os.stat(path).st_blocks * 512
-                os.unlink(path)
+            if parts:
+                unused += [os.path.join(self._partial, file) for file in _listing(self._partial)]
+            for path in unused:
+                try:
+                    freed += os.stat(path).st_blocks * 512
+                    os.unlink(path)
+                except FileNotFoundError:  # a run found it damaged, and removed it
+                    pass
         return freed
 
     def verify(self) -> list[str]:
@@ -148,20 +150,22 @@ class Store:
         """
         damaged = []
         with _Lock(self.path, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            for digest, path in self._blobs():
-                try:
-                    Blob(path, path, 0, os.stat(path).st_size).verify(digest)
-                except ImageError:
-                    os.unlink(path)
+            for digest, _ in self._blobs():
+                if self.remove(digest):
                     damaged.append(digest)
         return damaged
 
-    def remove(self, digest: str) -> None:
-        """Remove a blob that was found to be damaged; the next pull fetches it again."""
+    def remove(self, digest: str) -> bool:
+        """Remove a blob if it is damaged, whoever says so; the next pull fetches it again."""
+        path = self.blob_path(digest)
         try:
-            os.unlink(self.blob_path(digest))
+            Blob(path, path, 0, os.stat(path).st_size).verify(digest)
+        except ImageError:
+            os.unlink(path)
+            return True
         except FileNotFoundError:
             pass
+        return False
 
     def _name_path(self, reference: str) -> str:
         # Not the reference itself, which may be longer than a file's name and has slashes.
@@ -220,7 +224,7 @@ class _Lock:
         except BlockingIOError:
             os.close(self._file)
             raise ImageError(
-                f"{self._path}: in use: an image is being pulled; try again when that is done"
+                f"{self._path}: in use by another pyvmm, which pulls or verifies; try again later"
             ) from None
 
     def __exit__(
@@ -230,6 +234,21 @@ class _Lock:
         trace: TracebackType | None,
     ) -> None:
         os.close(self._file)
+
+
+def _digests(document: Fields, name: str) -> list[str]:
+    """Those of a document's descriptors, as far as they have any: nobody looked at all of them."""
+    try:
+        descriptors = [document.object(name)] if name == "config" else document.objects(name)
+    except ImageError:
+        return []
+    found = []
+    for each in descriptors:
+        try:
+            found.append(checked_digest(each.text("digest"), each.where))
+        except ImageError:
+            pass
+    return found
 
 
 def _listing(path: str) -> list[str]:

@@ -234,7 +234,7 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return answer
 
 
-@pytest.mark.parametrize("key", ["credsStore", "credHelpers"])
+@pytest.mark.parametrize("key", ["credsStore", "credHelpers", "http://"])
 def test_credential_helper(
     key: str,
     helper: Path,
@@ -243,8 +243,12 @@ def test_credential_helper(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    value = "ours" if key == "credsStore" else {basic.host: "ours"}
-    docker_login(tmp_path, monkeypatch, auths={basic.host: {}}, **{key: value})
+    """Of any registry, or of this one, as Docker has written it at one time or another."""
+    if key == "credsStore":
+        docker_login(tmp_path, monkeypatch, auths={basic.host: {}}, credsStore="ours")
+    else:
+        host = f"{key}{basic.host}/" if "://" in key else basic.host
+        docker_login(tmp_path, monkeypatch, auths={host: {}}, credHelpers={host: "ours"})
     assert "needs a login" in refused(store, f"{basic.host}/a/image:1")
     answer = {"ServerURL": basic.host, "Username": USER, "Secret": PASSWORD}
     helper.write_text(json.dumps(answer))

@@ -6,19 +6,22 @@ Rules: OCI image-spec layer.md, "Applying Changesets"; where it is silent, what 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import stat
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pyvmm import disk_cache
+from pyvmm import disk_cache, disk_writer
 from pyvmm.disk import base_disk as disk_of
 from pyvmm.errors import DiskError, ImageError
-from pyvmm.oci import Image, open_image
+from pyvmm.oci import Image, open_image, stream
 
 from .ext4_reader import Disk
 from .images import (
@@ -455,6 +458,55 @@ def test_same_image_same_bytes(make: Maker) -> None:
     first = base_disk(image, 16 * MIB).read_bytes()
     shutil.rmtree(make.cache)
     assert base_disk(image, 16 * MIB).read_bytes() == first
+
+
+def test_same_bytes_however_the_layer_comes(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of more than one extent, in pieces of two sizes."""
+    path = make.image(layer(file("f", b"x" * (140 * MIB))), compressed=False)
+    sums = []
+    for size in (128 << 10, 99_999):
+        monkeypatch.setattr(stream, "_READ", size)
+        disk = base_disk(open_image(path), 256 * MIB)
+        sums.append(Path(f"{disk}.crc32").read_bytes())
+        disk.unlink()
+    assert sums[0] == sums[1]
+
+
+def test_a_child_forked_meanwhile_holds_nothing_up(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = []
+
+    def forking(*arguments: Any) -> Iterator[bytes]:
+        for piece in stream.uncompressed(*arguments):
+            if not children:
+                pid = os.fork()
+                if not pid:
+                    signal.pause()  # with both ends of the socket, and the part file
+                children.append(pid)
+            yield piece
+
+    monkeypatch.setattr(disk_writer, "uncompressed", forking)
+    try:
+        assert make.disk(layer(file("f"))).tree() == ["f"]
+        (child,) = children
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def test_needed_size_counts_what_is_outside_inodes(make: Maker) -> None:
+    """Ours is the size that would do, and does."""
+    links = [symlink(f"l{n}", "t" * 100) for n in range(3000)]
+    noted = [file(f"f{n}", b"x", xattrs={"user.note": b"n" * 500}) for n in range(3000)]
+    both = layer(*links, *noted)
+    with pytest.raises(DiskError) as caught:
+        make.disk(both, size=16 * MIB)
+    found = re.search(r"(\d+) MiB would do", str(caught.value))
+    assert found
+    assert make.disk(both, size=int(found[1]) * MIB)["l0"].data == b"t" * 100
 
 
 def test_empty_space_costs_nothing(make: Maker) -> None:

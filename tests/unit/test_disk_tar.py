@@ -100,6 +100,12 @@ def test_a_compression_bomb_is_refused(make: Maker, layers: int) -> None:
     ), message
 
 
+@pytest.mark.parametrize("part", [gzip.compress(b"", mtime=0), b"\x50\x2a\x4d\x18" + bytes(4)])
+def test_members_of_nothing_are_counted(make: Maker, part: bytes) -> None:
+    message = fails_stored(make, b"", part * 300_001, OCI_LAYER)
+    assert message.endswith(": cannot be decompressed: it has more than 300000 parts")
+
+
 def test_limits(make: Maker) -> None:
     small = layer(*(file(f"{n}") for n in range(10)))
     assert make.fails(small, layer(file("more")), limits=Limits(entries=10)).endswith(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from pyvmm import cli, disk_cache
-from pyvmm.disk import base_disk
+from pyvmm.disk import FORMAT, base_disk
 from pyvmm.errors import ImageError
 from pyvmm.oci import Image, open_image, with_image
 from pyvmm.oci.limits import DEFAULT, Limits
@@ -183,6 +184,66 @@ def test_a_layer_found_damaged_while_the_disk_is_made(registry: Registry, tmp_pa
         assert registry.pulls == [f"{DEMO} linux/amd64"]
 
 
+def test_all_layers_damaged(registry: Registry) -> None:
+    with open_image("demo:1") as image:
+        blobs = [Path(Store().blob_path(each.digest)) for each in image.layers]
+    for blob in blobs:
+        blob.chmod(0o644)
+        blob.write_bytes(bytes(blob.stat().st_size))
+
+    def use(image: Image) -> int:
+        for each in image.layers:
+            each.verify()
+        return 5
+
+    assert with_image(lambda: open_image("demo:1"), use) == 5
+    assert registry.pulls == [f"{DEMO} linux/amd64"] * 3
+
+
+def test_a_layer_removed_before_it_is_used(registry: Registry) -> None:
+    removed = []
+
+    def use(image: Image) -> int:
+        if not removed:
+            removed.append(Path(Store().blob_path(image.layers[1].digest)))
+            removed[0].unlink()
+        with image.layers[1].open() as file:
+            return len(file.read())
+
+    assert with_image(lambda: open_image("demo:1"), use) > 0
+    assert removed[0].exists()
+
+
+def test_damaged_layers_are_not_saved(registry: Registry, pyvmm: Any, tmp_path: Path) -> None:
+    """A plain layer's, too, whose stream is the blob."""
+    made = Layout(tmp_path / "oci")
+    made.refer(made.image([ONE], compressed=False), "x")
+    blob = made.blob_path(sha256(ONE))
+    blob.write_bytes(ONE[:-1] + b"x")
+    code, out, err = pyvmm("image", "save", tmp_path / "oci", tmp_path / "saved")
+    assert (code, out) == (125, "")
+    assert err.startswith(f"pyvmm: {blob}: damaged: ")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_leftovers_are_pruned(registry: Registry, pyvmm: Any) -> None:
+    with open_image("demo:1") as image:
+        disk = Path(base_disk(image, 16 << 20))
+    disks = disk.parent
+    old = disk.with_name(disk.name.replace(f"-v{FORMAT}", f"-v{FORMAT - 1}"))
+    for path in (old, Path(f"{old}.crc32"), disks / "x.ext4", Path(f"{disk}.part")):
+        path.write_bytes(b"x" * 4096)
+    making = disks / "y.ext4.part"
+    making.write_bytes(b"")
+    Path(disks, "y.ext4.crc32").write_bytes(b"")
+    with making.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert pyvmm("image", "prune") == (0, "", "pyvmm: freed 16.0 KiB\n")
+    assert sorted(disks.iterdir()) == sorted(
+        [disk, Path(f"{disk}.crc32"), making, disks / "y.ext4.crc32"]
+    )
+
+
 def test_damage_elsewhere_is_not_mended(registry: Registry, tmp_path: Path) -> None:
     path = layout(tmp_path / "oci", ONE)
     with open_image(path) as image:
@@ -308,8 +369,8 @@ def test_rm_while_somebody_pulls(registry: Registry, pyvmm: Any) -> None:
     store = Store()
     with store.lock():
         assert pyvmm("image", "rm", "demo:1") == (
-            0, "", f"pyvmm: {store.path}: in use: an image is being pulled; try again when that is "
-            "done, by pyvmm image prune\npyvmm: freed 0 bytes\n",
+            0, "", f"pyvmm: {store.path}: in use by another pyvmm, which pulls or verifies; try "
+            "again later, by pyvmm image prune\npyvmm: freed 0 bytes\n",
         )  # fmt: skip
     assert store.names() == []
     assert pyvmm("image", "prune")[2] != "pyvmm: freed 0 bytes\n"

@@ -19,7 +19,7 @@ from .images import OCI_INDEX, OCI_MANIFEST, sha256
 
 DATA = b"some bytes" * 1000
 DIGEST = sha256(DATA)
-IN_USE = "in use: an image is being pulled; try again when that is done"
+IN_USE = "in use by another pyvmm, which pulls or verifies; try again later"
 
 
 @pytest.fixture
@@ -336,7 +336,46 @@ def test_prune_and_verify_keep_away_from_a_pull(store: Store) -> None:
 
 
 def test_remove(store: Store) -> None:
+    """Only what is damaged indeed: an image may say so of another's."""
     put(store, DATA)
-    store.remove(DIGEST)
-    store.remove(DIGEST)
-    assert not store.has(DIGEST, len(DATA))
+    assert not store.remove(DIGEST)
+    assert store.has(DIGEST, len(DATA))
+    path = Path(store.blob_path(DIGEST))
+    path.chmod(0o644)
+    path.write_bytes(DATA[:-1])
+    assert store.remove(DIGEST)
+    assert not path.exists()
+    assert not store.remove(DIGEST)
+
+
+def test_an_index_of_nonsense_hides_nothing(store: Store) -> None:
+    good = image(store, 1)
+    entries = [{"digest": 5}, {"digest": "../x"}, {}, good]
+    index = put_document(store, manifests=entries, layers="none", config=[])
+    store.name(Name("evil", str(index["digest"]), 5, OCI_INDEX, 1))
+    before = files(store, "blobs/sha256")
+    assert store.prune() == 0
+    assert files(store, "blobs/sha256") == before
+
+
+def test_an_index_without_end_leads_nowhere(store: Store) -> None:
+    index = put_document(store, manifests=[{}] * 10_001)
+    assert store.reachable([str(index["digest"])]) == {index["digest"]}
+
+
+def test_a_part_that_was_left_behind_can_be_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted while it is synced; then by a user whom modes bind."""
+
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            put(store, DATA)
+    (part,) = Path(store.path, "partial").iterdir()
+    assert part.stat().st_mode & 0o777 == 0o644
+    put(store, DATA)
+    assert Path(store.blob_path(DIGEST)).stat().st_mode & 0o777 == 0o444
