@@ -12,6 +12,7 @@ from pyvmm.disk import FORMAT
 from pyvmm.record import Record
 
 _SUFFIX = f"-v{FORMAT}.ext4"
+_CHECKSUM = ".crc32"
 _CHUNK = 1 << 18
 _ZEROS = bytes(_CHUNK)
 
@@ -43,11 +44,14 @@ def remove_leftovers() -> int:
     """Remove what no run can use: disks of other versions' formats, and parts whose maker was
     killed. Returns the bytes freed.
     """
-    known = {path for base in bases() for path in (base.path, _checksum_path(base.path))}
     freed = 0
     for entry in _entries():
+        disk = entry.path.removesuffix(_CHECKSUM)
         # A checksum is there before its disk, beside the part.
-        if entry.path in known or os.path.exists(f"{entry.path.removesuffix('.crc32')}.part"):
+        is_checksum = disk != entry.path and (
+            os.path.exists(disk) or os.path.exists(f"{disk}.part")
+        )
+        if entry.name.endswith(_SUFFIX) or is_checksum:
             continue
         try:
             freed += _remove_unlocked(entry.path)
@@ -98,7 +102,7 @@ def note_checksum(part: str, path: str) -> None:
 
 
 def _checksum_path(path: str) -> str:
-    return f"{path}.crc32"
+    return f"{path}{_CHECKSUM}"
 
 
 def _checksum(path: str) -> bytes:
