@@ -14,3 +14,11 @@ def cache_dir(*parts: str) -> str:
         os.makedirs(os.path.join(root, "pyvmm"), 0o700, exist_ok=True)  # images may be private
         os.makedirs(path, exist_ok=True)
     return path
+
+
+def is_file_at(descriptor: int, path: str) -> bool:
+    """Whether an open file is the one that has the name ``path`` now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from pyvmm.cache import cache_dir
+from pyvmm.cache import cache_dir, is_file_at
 from pyvmm.errors import DiskError
 
 TYPE_CHECKING = False  # see record.py
@@ -72,7 +72,7 @@ def _make_once(path: str, size: int, make: Callable[[str], None]) -> None:
     while not _is_whole(path, size):
         with open(part, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_file_at(file.fileno(), part):  # whom we waited for renamed or removed it
+            if not is_file_at(file.fileno(), part):  # whom we waited for renamed or removed it
                 continue
             try:
                 if not _is_whole(path, size):
@@ -81,13 +81,6 @@ def _make_once(path: str, size: int, make: Callable[[str], None]) -> None:
                     os.rename(part, path)
                     os.fchmod(file.fileno(), 0o444)  # now: what stays behind is taken over
             finally:
-                if _is_file_at(file.fileno(), part):
+                if is_file_at(file.fileno(), part):
                     os.unlink(part)
                 fcntl.flock(file, fcntl.LOCK_UN)  # a child forked meanwhile has the file open, too
-
-
-def _is_file_at(descriptor: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -6,8 +6,8 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from types import TracebackType
 
+from pyvmm.cache import is_file_at
 from pyvmm.errors import ImageError
 
 _CHUNK = 1 << 20
@@ -51,12 +51,7 @@ class Incoming:
             raise _unwritable(self._part, error) from None
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if (self._finished or not self.offset) and is_file_at(self._file.fileno(), self._part):
             os.unlink(self._part)
         self._file.close()
@@ -136,14 +131,6 @@ def write_file(path: str, data: bytes, partial: str) -> None:
         _sync_directory(path)
     except OSError as error:
         raise _unwritable(path, error) from None
-
-
-def is_file_at(descriptor: int, path: str) -> bool:
-    """Whether an open file is the one that has the name ``path`` now."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _sync_directory(path: str) -> None:
