@@ -50,7 +50,7 @@ def open_layout(source: Source, ref: str, platform: Platform) -> Image:
     found = source.find("index.json")
     if not found:
         raise ImageError(f"{source.name}: not an OCI layout: it has no index.json")
-    index = _parsed(source, found)
+    index = Fields(parse(source.read(found), found.name), found.name)
     entries = index.objects("manifests")
     if ref:
         entries = [entry for entry in entries if _is_named(entry, ref)]
@@ -144,8 +144,8 @@ class _Search:
                 f"{self._source.name}: more than {_DOCUMENTS_MAX} documents, or "
                 f"{_DOCUMENTS_BYTES_MAX >> 20} MiB of them, lead to images"
             )
-        blob.verify(digest)
-        return digest, _parsed(self._source, blob)
+        data = blob.read_verified(digest)
+        return digest, Fields(parse(data, blob.name), blob.name)
 
     def _suitable(self, entries: list[Fields]) -> list[Fields]:
         self._entries += len(entries)
@@ -185,10 +185,6 @@ def _blob(source: Source, descriptor: Fields) -> tuple[str, Blob]:
             f"{source.name}: blob {digest} has {blob.size} bytes, not {size}", digest
         )
     return digest, blob
-
-
-def _parsed(source: Source, blob: Blob) -> Fields:
-    return Fields(parse(source.read(blob), blob.name), blob.name)
 
 
 def _image(source: Source, chosen: _Candidate) -> Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyvmm.errors import UsageError
+from pyvmm.errors import ImageError, UsageError
 from pyvmm.record import Record
 
 TYPE_CHECKING = False  # see record.py
@@ -37,6 +37,14 @@ class Limits(Record):
             value, most = getattr(self, name), getattr(Limits, name)
             if value > most:
                 raise UsageError(f"image limit {name}={value}: at most {most}")
+
+    def check_growth(self, name: str, packed: int, unpacked: int) -> None:
+        """Raise ImageError for what is too large for its compressed size (both in bytes)."""
+        if unpacked > max(RATIO_FREE, self.ratio * packed):
+            raise ImageError(
+                f"{name}: more than {self.ratio} times as large uncompressed "
+                "(--image-limit ratio=…)"
+            )
 
 
 DEFAULT = Limits()

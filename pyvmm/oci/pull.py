@@ -133,8 +133,7 @@ class _Documents(Source):
             _keep(self._store, digest, manifest.data)
         blob = self._blob(digest, os.stat(path).st_size)
         self.check(blob)
-        blob.verify(digest)
-        self._note(Fields(parse(blob.read(), blob.name), blob.name))
+        self._note(Fields(parse(blob.read_verified(digest), blob.name), blob.name))
         return blob
 
     def _blob(self, digest: str, size: int) -> Blob:

@@ -9,7 +9,7 @@ import stat
 
 from pyvmm.errors import ImageError
 from pyvmm.oci.blob import Blob
-from pyvmm.oci.limits import DEFAULT, RATIO_FREE, Limits
+from pyvmm.oci.limits import DEFAULT, Limits
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
@@ -155,17 +155,13 @@ def _unpack(path: str, limits: Limits) -> BinaryIO:
     from pyvmm.cache import cache_dir
     from pyvmm.oci.compression import Malformed, decompressed
 
-    most = max(RATIO_FREE, limits.ratio * os.stat(path).st_size)
+    size = os.stat(path).st_size
     unpacked = tempfile.TemporaryFile(dir=cache_dir())  # noqa: SIM115
     try:
         with open(path, "rb") as packed:
             for data in decompressed(iter(lambda: packed.read(_CHUNK), b"")):
                 unpacked.write(data)
-                if unpacked.tell() > most:
-                    raise ImageError(
-                        f"{path}: more than {limits.ratio} times as large uncompressed "
-                        "(--image-limit ratio=…)"
-                    )
+                limits.check_growth(path, size, unpacked.tell())
         unpacked.flush()
     except Malformed as error:
         raise ImageError(f"{path}: cannot be decompressed: {error}") from None

@@ -21,7 +21,6 @@ from pyvmm.record import Record
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from pyvmm.oci.incoming import Incoming
 
@@ -65,9 +64,7 @@ class Store:
 
     def read(self, digest: str, size: int) -> bytes:
         """A small blob that is there, verified. Raises ImageError."""
-        blob = Blob(f"blob {digest}", self.blob_path(digest), 0, size)
-        blob.verify(digest)
-        return blob.read()
+        return Blob(f"blob {digest}", self.blob_path(digest), 0, size).read_verified(digest)
 
     def receive(self, digest: str, size: int) -> Incoming:
         """A blob to be written: see Incoming. Waits for who else is writing it."""
@@ -227,12 +224,7 @@ class _Lock:
                 f"{self._path}: in use by another pyvmm, which pulls or verifies; try again later"
             ) from None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
 

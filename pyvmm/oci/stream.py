@@ -12,7 +12,7 @@ from pyvmm.errors import ImageError
 from pyvmm.oci.blob import DamagedError
 from pyvmm.oci.compression import Malformed, decompressed
 from pyvmm.oci.image import Layer
-from pyvmm.oci.limits import RATIO_FREE, Limits
+from pyvmm.oci.limits import Limits
 
 _READ = 128 << 10
 _AHEAD = 16  # pieces that the hashing may lag behind
@@ -104,14 +104,9 @@ def _read(file: BinaryIO, layer: Layer, blob: _Hash | None) -> Iterator[bytes]:
 
 def _limited(pieces: Iterator[bytes], layer: Layer, limits: Limits, before: int) -> Iterator[bytes]:
     total = 0
-    most = max(RATIO_FREE, limits.ratio * layer.size)
     for piece in pieces:
         total += len(piece)
-        if total > most:
-            raise ImageError(
-                f"layer {layer.digest}: more than {limits.ratio} times as large uncompressed "
-                "(--image-limit ratio=…)"
-            )
+        limits.check_growth(f"layer {layer.digest}", layer.size, total)
         if before + total > limits.size:
             raise ImageError(
                 f"layer {layer.digest}: with it the image has more than {limits.size} bytes "
