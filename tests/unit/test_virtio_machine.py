@@ -18,9 +18,10 @@ def descriptors():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def limit(n: int) -> None:
-        free = os.dup(0)
-        os.close(free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + n, before[1]))
+        taken = [os.dup(0) for _ in range(n + 1)]  # the table may have holes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1], before[1]))
+        for fd in taken:
+            os.close(fd)
 
     yield limit
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
