@@ -1,11 +1,13 @@
 """cffi description of pyvmm._core: the declarations stand in core_cdef.h, read by C as well."""
 
+import os
 from pathlib import Path
 
 from cffi import FFI
 
 SOURCES = [
     "vm.c",
+    "threads.c",
     "kvm_run.c",
     "event_loop.c",
     "serial.c",
@@ -15,6 +17,7 @@ SOURCES = [
     "virtio_rng.c",
     "virtio_vsock.c",
     "vsock_conn.c",
+    "jail.c",
 ]
 
 here = Path(__file__).parent
@@ -50,6 +53,7 @@ ffi.set_source(
         "-Werror",
         "-Wno-missing-field-initializers",
         "-Wno-unused-parameter",
+        *os.environ.get("PYVMM_CFLAGS", "").split(),  # a variant's: not CFLAGS, which init has, too
     ],
     extra_link_args=["-pthread"],
     py_limited_api=True,

@@ -1,5 +1,6 @@
 """Builds pyvmm._ext4: image layers in, ext4 out (libext2fs)."""
 
+import os
 from pathlib import Path
 
 from cffi import FFI
@@ -17,6 +18,14 @@ ffi.set_source(
     include_dirs=["rootfs"],
     depends=[f"rootfs/{path.name}" for path in sorted(HERE.glob("*.h"))],
     libraries=["ext2fs", "com_err"],
-    extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"],
+    extra_compile_args=[
+        "-std=c11",
+        "-D_GNU_SOURCE",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        *os.environ.get("PYVMM_CFLAGS", "").split(),  # as in csrc/build.py
+    ],
     py_limited_api=True,
 )
