@@ -7,7 +7,6 @@ from cffi import FFI
 
 SOURCES = [
     "vm.c",
-    "threads.c",
     "kvm_run.c",
     "event_loop.c",
     "serial.c",
@@ -17,7 +16,6 @@ SOURCES = [
     "virtio_rng.c",
     "virtio_vsock.c",
     "vsock_conn.c",
-    "jail.c",
 ]
 
 here = Path(__file__).parent
