@@ -7,6 +7,7 @@ from cffi import FFI
 
 SOURCES = [
     "vm.c",
+    "threads.c",
     "kvm_run.c",
     "event_loop.c",
     "serial.c",
@@ -16,6 +17,7 @@ SOURCES = [
     "virtio_rng.c",
     "virtio_vsock.c",
     "vsock_conn.c",
+    "jail.c",
 ]
 
 here = Path(__file__).parent

@@ -2,10 +2,10 @@
  *
  * The C core's one internal header: the machine, its devices and how they call each other.
  *
- * Threads: the io thread (event_loop.c) runs queues and host descriptors, one thread a vCPU
- * (kvm_run.c) runs the guest and its device configuration accesses. A device's state is guarded by
- * its `lock`; what is shared beyond that is atomic. The guest is hostile and its memory changes
- * under us: every field is read once, into a local, and checked there.
+ * Threads (threads.c): the io thread (event_loop.c) runs queues and host descriptors, one thread a
+ * vCPU (kvm_run.c) runs the guest and its device configuration accesses. A device's state is
+ * guarded by its `lock`; what is shared beyond that is atomic. The guest is hostile and its memory
+ * changes under us: every field is read once, into a local, and checked there.
  */
 #ifndef PYVMM_CORE_H
 #define PYVMM_CORE_H
@@ -44,7 +44,7 @@ int loop_init(struct vm *vm);
 int loop_add(struct vm *vm, struct event *ev, uint32_t events);
 int loop_modify(struct vm *vm, struct event *ev, uint32_t events);
 void loop_remove(struct vm *vm, struct event *ev);
-void *loop_thread(void *vm);
+void loop_run(struct vm *vm);
 
 /* ---- virtqueue.c: the split virtqueue (Virtio 1.2 §2.7) ---- */
 
@@ -155,6 +155,26 @@ struct vcpu {
 	uint64_t exits[VM_EXIT_KINDS];
 };
 
+void vcpu_run(struct vcpu *v);
+uint64_t now_ns(void); /* CLOCK_MONOTONIC */
+
+/* ---- threads.c: where the threads wait until the guest may run ---- */
+
+struct gate {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	unsigned waiting;
+	int error; /* negative errno: a thread that could not be confined */
+	bool open;
+};
+
+struct filter { /* seccomp's: struct sock_filter[n] */
+	const void *code;
+	uint16_t n;
+};
+
+/* ---- vm.c ---- */
+
 struct memory_region {
 	uint64_t gpa, size;
 	uint8_t *host;
@@ -173,6 +193,8 @@ struct vm {
 	pthread_mutex_t coalesced_lock;
 	int epoll_fd, done_fd;
 	struct event wake; /* ends the io thread */
+	struct filter filters[VM_THREAD_KINDS];
+	struct gate gate;
 	pthread_t io_thread;
 	bool io_started;
 	_Atomic bool stop;

@@ -74,6 +74,15 @@ int vm_add_vcpu(struct vm *vm, int fd, uint64_t run_size, int stats_fd, uint64_t
 int vm_coalesce(struct vm *vm, uint64_t offset);
 /* Run a vCPU on this host CPU and no other; without it, its thread may run where its maker may. */
 int vm_pin_vcpu(struct vm *vm, uint32_t index, uint32_t host_cpu);
+
+enum { VM_THREAD_MAIN = 0, VM_THREAD_IO = 1, VM_THREAD_VCPU = 2, VM_THREAD_KINDS = 3 };
+
+/* The seccomp filter (struct sock_filter[n]) of this kind of thread. It must stay until vm_start()
+ * has returned. */
+int vm_confine(struct vm *vm, int kind, const void *filter, uint32_t n);
+/* Make all threads. They confine themselves and wait. */
+int vm_spawn(struct vm *vm);
+/* Confine the calling thread, VM_THREAD_MAIN, and let the others run. */
 int vm_start(struct vm *vm);
 int vm_done_fd(struct vm *vm);
 void vm_stop(struct vm *vm);
@@ -86,3 +95,11 @@ const struct vm_mark *vm_get_mark(struct vm *vm, int mark);
 int vm_poll(struct vm *vm, int timeout_ms);
 void vm_mmio(struct vm *vm, uint64_t addr, uint8_t *data, uint32_t len, bool write);
 void vm_serial(struct vm *vm, uint32_t reg, uint8_t *value, bool write);
+
+/* ---- jail.c: walls around this process, for pyvmm/jail.py ---- */
+
+int jail_clone(uint64_t flags, int cgroup_fd, int *pidfd);
+int jail_root(void);
+int jail_drop(uint32_t id);
+int jail_landlock(void);
+int jail_limit(int resource, uint64_t limit);

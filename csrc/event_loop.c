@@ -66,12 +66,8 @@ int vm_poll(struct vm *vm, int timeout_ms)
 	return n;
 }
 
-void *loop_thread(void *arg)
+void loop_run(struct vm *vm)
 {
-	struct vm *vm = arg;
-
-	pthread_setname_np(pthread_self(), "io");
 	while (!atomic_load(&vm->stop) && vm_poll(vm, -1) >= 0)
 		;
-	return NULL;
 }

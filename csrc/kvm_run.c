@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <linux/kvm.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -16,12 +15,11 @@
 
 #include "core.h"
 
-#define KICK_SIGNAL SIGUSR1
 /* KVM_COALESCED_MMIO_MAX, whose PAGE_SIZE user space does not have */
 #define COALESCED_MAX                                                                              \
 	((4096 - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
 
-static uint64_t now_ns(void)
+uint64_t now_ns(void)
 {
 	struct timespec t;
 
@@ -166,15 +164,10 @@ static bool vcpu_exit(struct vcpu *v)
 	}
 }
 
-static void *vcpu_thread(void *arg)
+void vcpu_run(struct vcpu *v)
 {
-	struct vcpu *v = arg;
 	struct vm *vm = v->vm;
-	char name[16] = "vcpu";
 
-	name[4] = (char)('0' + v->index / 10);
-	name[5] = (char)('0' + v->index % 10);
-	pthread_setname_np(pthread_self(), name);
 	while (!atomic_load(&vm->stop)) {
 		if (ioctl(v->fd, KVM_RUN, 0) == 0) {
 			if (!vcpu_exit(v))
@@ -187,12 +180,6 @@ static void *vcpu_thread(void *arg)
 			break;
 		}
 	}
-	return NULL;
-}
-
-static void kick_handler(int signal)
-{
-	(void)signal; /* its only use is to interrupt KVM_RUN */
 }
 
 int vm_add_vcpu(struct vm *vm, int fd, uint64_t run_size, int stats_fd, uint64_t stats_offset)
@@ -234,73 +221,4 @@ int vm_pin_vcpu(struct vm *vm, uint32_t index, uint32_t host_cpu)
 		return -EINVAL;
 	vm->vcpus[index]->host_cpu = (int)host_cpu;
 	return 0;
-}
-
-/* A pinned thread is made with its affinity: it never runs, and touches nothing, anywhere else. */
-static int vcpu_start(struct vcpu *v)
-{
-	pthread_attr_t attributes;
-	cpu_set_t cpus;
-	int r = pthread_attr_init(&attributes);
-
-	if (r)
-		return -r;
-	if (v->host_cpu >= 0) {
-		CPU_ZERO(&cpus);
-		CPU_SET((size_t)v->host_cpu, &cpus);
-		r = pthread_attr_setaffinity_np(&attributes, sizeof(cpus), &cpus);
-	}
-	if (!r)
-		r = pthread_create(&v->thread, &attributes, vcpu_thread, v);
-	v->started = !r;
-	pthread_attr_destroy(&attributes);
-	return -r;
-}
-
-int vm_start(struct vm *vm)
-{
-	struct sigaction action = {.sa_handler = kick_handler};
-	int r;
-
-	sigaction(KICK_SIGNAL, &action, NULL);
-	r = pthread_create(&vm->io_thread, NULL, loop_thread, vm);
-	if (r)
-		return -r;
-	vm->io_started = true;
-	vm->start_ns = now_ns();
-	for (unsigned i = 0; i < vm->n_vcpus; i++) {
-		r = vcpu_start(vm->vcpus[i]);
-		if (r)
-			return r;
-	}
-	return 0;
-}
-
-/* Ends all threads; returns when they have ended. Safe to call again, and before vm_start(). */
-void vm_stop(struct vm *vm)
-{
-	uint64_t one = 1;
-
-	atomic_store(&vm->stop, true);
-	if (!atomic_exchange(&vm->ended, true))
-		vm->end = (struct vm_end){.reason = VM_END_STOPPED, .time_ns = now_ns()};
-	for (unsigned i = 0; i < vm->n_vcpus; i++) {
-		struct vcpu *v = vm->vcpus[i];
-
-		if (!v->started)
-			continue;
-		/* immediate_exit closes the window between the loop's check and KVM_RUN. */
-		__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-		pthread_kill(v->thread, KICK_SIGNAL);
-	}
-	for (unsigned i = 0; i < vm->n_vcpus; i++) {
-		if (vm->vcpus[i]->started)
-			pthread_join(vm->vcpus[i]->thread, NULL);
-		vm->vcpus[i]->started = false;
-	}
-	if (vm->io_started) {
-		if (write(vm->wake.fd, &one, sizeof(one)) == sizeof(one))
-			pthread_join(vm->io_thread, NULL);
-		vm->io_started = false;
-	}
 }

@@ -36,6 +36,8 @@ struct vm *vm_new(void)
 	vm->done_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	pthread_mutex_init(&vm->serial.lock, NULL);
 	pthread_mutex_init(&vm->coalesced_lock, NULL);
+	pthread_mutex_init(&vm->gate.lock, NULL);
+	pthread_cond_init(&vm->gate.changed, NULL);
 	vm->serial.irq_fd = vm->serial.out_fd = -1;
 	vm->wake.fd = -1;
 	vm->registers = mmap(NULL, VM_MAX_DEVICES * MMIO_STRIDE, PROT_READ | PROT_WRITE,

@@ -142,6 +142,6 @@ def test_pins(kvm_fd):
 def test_pin_to_a_cpu_that_is_not_there(kvm_fd):
     with Guest(kvm_fd, FOREVER) as guest:
         assert lib.vm_pin_vcpu(guest.core, 0, 1023) == 0
-        assert lib.vm_start(guest.core) == -22
+        assert lib.vm_spawn(guest.core) == -22
         lib.vm_stop(guest.core)
         assert "vcpu00" not in threads()

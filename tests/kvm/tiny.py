@@ -161,6 +161,7 @@ class Guest:
         return address
 
     def start(self) -> None:
+        check(lib.vm_spawn(self.core))
         check(lib.vm_start(self.core))
 
     def wait(self, timeout: float = 20) -> None:

@@ -60,6 +60,7 @@ def test_nothing_to_do_waits_for_the_time_out():
 def test_io_thread_serves_and_stops():
     with Machine() as machine:
         queue = machine.rng().start()[0]
+        assert lib.vm_spawn(machine.core) == 0
         assert lib.vm_start(machine.core) == 0
         head = queue.add(into=[machine.room(16)])
         queue.kick()
