@@ -1,0 +1,367 @@
+"""A cgroup of its own around each worker: what one that a guest has broken may still take of the
+host's memory, processes, CPU time and disks (Linux, admin-guide/cgroup-v2.rst). The caller's side::
+
+    group = Cgroup(config.cgroup)  # a directory, locked; what dead callers left is removed
+    memory = memory_for(ram, vcpus, disk, on_tmpfs=is_on_tmpfs(overlay))
+    group.limit(memory=memory, pids=pids_for(vcpus), cpus=vcpus + 1)
+    ...  # the worker is born in group.fd (clone3, CLONE_INTO_CGROUP)
+    group.close()  # what is in it is killed, and the directory removed
+
+Where there is no place for one, ``fd`` is -1, ``reason`` says why in a few words, and limit() and
+close() do nothing; ``notes`` has a line for each limit that is not to be had. What was asked for by
+name, a parent or a disk's rate, is a HostError instead. find() says where and makes none.
+
+A copy of ``fd`` holds the lock, too: the server must close its own once the worker is born, and the
+worker must have none, or nobody sweeps after a killed caller.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from fcntl import F_GET_SEALS, LOCK_EX, LOCK_NB, fcntl, flock
+
+from .errors import HostError
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MOUNTS = "/sys/fs/cgroup", "/sys/fs/cgroup/unified"
+OWN = "/proc/self/cgroup"
+PREFIX = "pyvmm-"
+PERIOD = 100_000  # µs, of cpu.max
+GRACE = 10.0  # seconds for killed processes to be gone: much memory takes long to free
+SWEEP_GRACE = 1.0
+ATTEMPTS = 8
+KILL = "cgroup.kill"  # since Linux 5.14
+
+MiB = 1 << 20
+VMM = 64 * MiB
+VMM_VCPU = 1 * MiB
+CACHE = 256 * MiB
+
+
+# ---- how much ----
+
+
+def memory_for(ram: int, vcpus: int, disk: int, *, on_tmpfs: bool) -> int:
+    """memory.max of a run, in bytes. All sizes are in bytes."""
+    tables = ram // 128 & -4096
+    return ram + tables + VMM + vcpus * VMM_VCPU + (disk if on_tmpfs else min(disk, CACHE))
+
+
+def pids_for(vcpus: int) -> int:
+    """pids.max of a run: the main and the io thread, the vCPUs', and KVM's own."""
+    return vcpus + 3
+
+
+def is_on_tmpfs(fd: int) -> bool:
+    """Whether an open file is one of tmpfs, the only ones that have seals (fcntl(2))."""
+    try:
+        fcntl(fd, F_GET_SEALS)
+    except OSError:
+        return False
+    return True
+
+
+# ---- where ----
+
+
+def find(
+    where: str | None = None, *, mounts: Iterable[str] = MOUNTS, own: str = OWN
+) -> tuple[str, str]:
+    """The cgroup to make others in, with the memory controller on for them; or "" and why not.
+
+    ``where`` names it, by its path or from the mount on. Else root uses the mount itself if it can;
+    all others, and root in a container, the parent of the cgroup that they are in: a process's own
+    cannot have both processes and controllers ("no internal processes").
+    """
+    mount = next((m for m in mounts if os.access(f"{m}/cgroup.controllers", os.R_OK)), "")
+    if not mount:
+        return "", "no cgroup2 here"
+    if where is not None:
+        path = os.path.normpath(os.path.join(mount, where))
+        if path != mount and not path.startswith(f"{mount}/"):
+            return "", f"not below {mount}"
+        mine = _own(mount, own) or mount
+        return _usable(path, os.path.commonpath((path, mine)), mount)
+    reason = ""
+    if os.geteuid() == 0:
+        path, reason = _usable(mount, mount, mount)
+        if path:
+            return path, ""
+    mine = _own(mount, own)
+    if mine in ("", mount):
+        return "", reason or "no cgroup can be made beside this process's: it is the topmost"
+    parent = os.path.dirname(mine)
+    path, why = _usable(parent, parent, mount)
+    return path, "" if path else reason or why
+
+
+def _own(mount: str, own: str) -> str:
+    """The directory of the cgroup that this process is in; "" if it is outside of the mount."""
+    for line in _read(own).splitlines():
+        if line.startswith("0::/") and not line.startswith("0::/.."):
+            return mount + line[3:].rstrip("/")
+    return ""
+
+
+def _usable(path: str, meeting: str, mount: str) -> tuple[str, str]:
+    """``path`` if cgroups can be made in it and entered, else why not.
+
+    Who enters one must be allowed to write the cgroup.procs of the first that holds it and their
+    own, ``meeting`` ("Delegation Containment").
+    """
+    try:
+        enabled = _read(f"{path}/cgroup.subtree_control").split()
+    except OSError as e:
+        return "", f"{path}: {e.strerror}"
+    if not (os.access(path, os.W_OK) and os.access(f"{meeting}/cgroup.procs", os.W_OK)):
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            return "", f"{path} is read-only"
+        return "", f"{path if meeting == path else meeting} is not delegated to this user"
+    if "memory" not in enabled:
+        try:
+            _enable(path, "memory")
+        except OSError as e:
+            if path == mount and e.errno in (errno.ENOENT, errno.EINVAL):
+                return "", "no cgroup2 here has the memory controller"
+            return "", _why(path, "memory", e)
+    return path, ""
+
+
+def _enable(parent: str, controller: str) -> None:
+    _write(f"{parent}/cgroup.subtree_control", f"+{controller}")
+
+
+def _why(parent: str, controller: str, e: OSError) -> str:
+    """Why a controller cannot be switched on for a cgroup's children."""
+    if e.errno == errno.EBUSY:
+        return f"{parent} has processes of its own"
+    if e.errno in (errno.ENOENT, errno.EINVAL):
+        return f"{parent} has no {controller} controller"
+    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{parent} lets this user switch no {controller} controller on"
+    return f"{parent}: {e.strerror}"
+
+
+# ---- one ----
+
+
+class Cgroup:
+    """A new cgroup without limits yet, or the ``reason`` for there being none."""
+
+    def __init__(self, where: str | None = None) -> None:
+        """``where``: as find()'s. Raises HostError if one is named and cannot be used."""
+        self.fd = -1
+        """The directory's descriptor, for CLONE_INTO_CGROUP; -1 without one."""
+        self.path = ""
+        self.notes: list[str] = []
+        """A line for each limit that this host does not give."""
+        self._named = where is not None
+        self._parent, self.reason = find(where)
+        if not self.reason:
+            sweep(self._parent)
+            self._make()
+        if self.reason and where is not None:
+            raise HostError(
+                f"cgroup {where}: {self.reason} (--cgroup: one whose cgroup.procs, and that of "
+                "what it shares with this process, you may write, without processes of its own)"
+            )
+
+    def _make(self) -> None:
+        for _ in range(ATTEMPTS):
+            path = f"{self._parent}/{PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
+            try:
+                os.mkdir(path, 0o700)  # others may not take the lock
+            except OSError as e:
+                self.reason = f"cannot make {path}: {e.strerror}"
+                return
+            try:
+                self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                flock(self.fd, LOCK_EX | LOCK_NB)
+                os.stat(path)
+                self.path = path
+                return
+            except (FileNotFoundError, BlockingIOError):  # a sweeper was sooner than our lock
+                if self.fd >= 0:
+                    os.close(self.fd)
+                    self.fd = -1
+            except OSError:  # too many open files
+                os.rmdir(path)
+                raise
+        self.reason = f"others sweep {self._parent} all the time"
+
+    def limit(
+        self,
+        *,
+        memory: int | None = None,
+        pids: int | None = None,
+        cpus: int | None = None,
+        cpuset: str | None = None,
+        disk_rate: tuple[int, Iterable[int]] | None = None,
+    ) -> None:
+        """Set limits; what is None stays as it is.
+
+        ``memory``: bytes, a multiple of 4096, and no swap; beyond it all of the group is killed.
+        ``pids``: threads. ``cpus``: how many CPUs' time; ``cpuset``: which, as ``"0,2-3"``.
+        ``disk_rate``: bytes a second, read and written each, of the disks with these open files.
+        Raises HostError for a ``disk_rate`` that cannot be had; the others become ``notes``, unless
+        the parent was named.
+        """
+        if self.fd < 0:
+            if disk_rate:
+                raise HostError(f"disk rate: needs a cgroup: {self.reason}")
+            return
+        if memory is not None:
+            self._set("memory.max", str(memory))
+            self._set("memory.swap.max", "0")
+            self._set("memory.oom.group", "1")
+        if pids is not None:
+            self._set("pids.max", str(pids))
+        if cpus is not None:
+            self._set("cpu.max", f"{cpus * PERIOD} {PERIOD}")
+        if cpuset is not None:
+            self._set("cpuset.cpus", cpuset)
+        if disk_rate is not None:
+            rate, files = disk_rate
+            for disk in {_disk(os.fstat(fd).st_dev) for fd in files}:
+                self._set("io.max", f"{disk} rbps={rate} wbps={rate}", asked=True)
+
+    def _set(self, name: str, value: str, *, asked: bool = False) -> None:
+        controller = name.partition(".")[0]
+        try:
+            try:
+                _write(name, value, self.fd)
+                return
+            except FileNotFoundError:
+                pass
+            try:
+                _enable(self._parent, controller)
+            except OSError as e:
+                why = _why(self._parent, controller, e)
+            else:
+                _write(name, value, self.fd)
+                return
+        except FileNotFoundError:
+            if name == "memory.swap.max":
+                return  # a kernel without swap
+            why = "this kernel has none"
+        except OSError as e:
+            why = f"{value}: {e.strerror}"
+        if asked or self._named:
+            raise HostError(f"cannot limit {name}: {why} (switch it on there, or do without)")
+        self.notes.append(f"no {name}: {why}")
+
+    def close(self) -> None:
+        """Kill what is in it, and remove it. What does not go in 10 s is left to the next sweep."""
+        if self.fd >= 0:
+            remove(self.path, GRACE)
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _disk(device: int) -> str:
+    """``MAJOR:MINOR`` of the whole disk that a device number means: io.max has no partitions."""
+    name = f"{os.major(device)}:{os.minor(device)}"
+    block = f"/sys/dev/block/{name}"
+    if not os.path.exists(block):
+        raise HostError(
+            f"disk rate: device {name} is a file system without one disk, as tmpfs or btrfs "
+            "(set TMPDIR and XDG_CACHE_HOME to directories of another)"
+        )
+    if os.path.exists(f"{block}/partition"):
+        return _read(f"{block}/../dev").strip()
+    return name
+
+
+# ---- and what is left of others ----
+
+
+def sweep(parent: str) -> None:
+    """Remove the cgroups whose callers were killed: nobody holds their locks."""
+    for name in os.listdir(parent):
+        if not name.startswith(PREFIX):
+            continue
+        path = f"{parent}/{name}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:  # removed meanwhile, or another user's
+            continue
+        try:
+            flock(fd, LOCK_EX | LOCK_NB)
+            remove(path, SWEEP_GRACE)
+        except OSError:  # in use, or another user's processes
+            pass
+        finally:
+            os.close(fd)
+
+
+def remove(path: str, seconds: float) -> bool:
+    """Kill what is in a cgroup and remove it; False if it was not empty in time."""
+    if _rmdir(path):
+        return True
+    deadline = time.monotonic() + seconds
+    events = os.open(f"{path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+    poll = select.poll()
+    poll.register(events, select.POLLPRI)  # not POLLIN, which a file always has
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            pause = _kill(path, left)
+            if b"populated 1" in os.pread(events, 4096, 0):  # poll() tells of what is since then
+                poll.poll(pause * 1000)
+            if _rmdir(path):
+                return True
+    finally:
+        os.close(events)
+    return False
+
+
+def _rmdir(path: str) -> bool:
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass
+    except OSError as e:
+        if e.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
+def _kill(path: str, seconds: float) -> float:
+    """Kill all that is in a cgroup. Returns after how many seconds to look for more."""
+    try:
+        _write(f"{path}/{KILL}", "1")
+        return seconds
+    except FileNotFoundError:
+        pass
+    for pid in map(int, _read(f"{path}/cgroup.procs").split()):
+        if pid:  # 0 is one of a foreign PID namespace
+            try:
+                os.kill(pid, 9)
+            except OSError:  # gone
+                pass
+    return 0.01  # one may have forked meanwhile
+
+
+# ---- files ----
+
+
+def _read(path: str) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 1 << 16).decode()
+    finally:
+        os.close(fd)
+
+
+def _write(name: str, text: str, directory: int | None = None) -> None:
+    fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
