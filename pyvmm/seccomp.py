@@ -1,35 +1,33 @@
 """Compiles what a thread may ask of the kernel into a seccomp filter: classic BPF (Linux,
 Documentation/userspace-api/seccomp_filter.rst).
 
-A policy has one system call a line, and after ``#`` what needs it:
+A policy's line allows a system call, and says after ``#`` what needs it:
 
-    read                                        # with any arguments
-    ioctl: arg1 == KVM_RUN                      # arg0 to arg5, all 64 bits of them
-    mmap: arg2 in PROT_READ|PROT_WRITE && arg3 == 0x22 || arg3 == 0x4022
-    openat: return ENOENT                       # refused, and the caller goes on
+    read                                                    # with any arguments
+    ioctl: arg1 == KVM_RUN                                  # all 64 bits of arg0 to arg5
+    mmap: arg2 in PROT_READ|PROT_WRITE && arg3 == 0x22      # in: no bit outside of these
+    mmap: arg2 == 0                                         # or that
 
-``in``: no bit outside of the mask. ``&&`` binds closer than ``||``. Whatever else is called, or
-with other arguments, kills the process. The order is the filter's: calls whose arguments are looked
-at and that come often belong first. The others cost nothing: Linux (5.11) has a bitmap of them.
+Whatever no line allows kills the process. The filter asks line by line, so that calls that come
+often belong first; those that are allowed with any arguments Linux knows without asking (5.11).
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 
+KINDS = ("main", "io", "vcpu")  # VM_THREAD_*
 POLICIES = os.path.join(os.path.dirname(__file__), "policies")
 
 # asm/unistd_64.h: what the policies name
 CALLS = {
-    "read": 0, "write": 1, "close": 3, "stat": 4, "poll": 7, "mmap": 9, "mprotect": 10,
-    "munmap": 11, "brk": 12, "rt_sigprocmask": 14, "rt_sigreturn": 15, "ioctl": 16, "pread64": 17,
-    "writev": 20, "mremap": 25, "madvise": 28, "getpid": 39, "sendto": 44, "sendmsg": 46,
-    "recvmsg": 47, "shutdown": 48, "exit": 60, "futex": 202, "sched_getaffinity": 204,
-    "restart_syscall": 219, "clock_gettime": 228, "exit_group": 231, "epoll_wait": 232,
-    "epoll_ctl": 233, "tgkill": 234, "openat": 257, "newfstatat": 262, "fallocate": 285,
-    "preadv": 295, "pwritev": 296, "getrandom": 318,
+    "read": 0, "write": 1, "close": 3, "poll": 7, "mmap": 9, "mprotect": 10, "munmap": 11,
+    "brk": 12, "rt_sigprocmask": 14, "rt_sigreturn": 15, "ioctl": 16, "pread64": 17, "writev": 20,
+    "mremap": 25, "madvise": 28, "getpid": 39, "sendto": 44, "sendmsg": 46, "recvmsg": 47,
+    "shutdown": 48, "exit": 60, "futex": 202, "sched_getaffinity": 204, "restart_syscall": 219,
+    "clock_gettime": 228, "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "tgkill": 234,
+    "fallocate": 285, "preadv": 295, "pwritev": 296, "getrandom": 318,
 }  # fmt: skip
 CONSTANTS = {
     "PROT_READ": 1, "PROT_WRITE": 2,
@@ -42,94 +40,69 @@ CONSTANTS = {
     "KVM_RUN": 0xAE80, "KVM_GET_REGS": 0x8090AE81, "KVM_GET_SREGS": 0x8138AE83,
     "KVM_TRANSLATE": 0xC018AE85,
 }  # fmt: skip
+ARGUMENTS = {f"arg{i}": 16 + 8 * i for i in range(6)}  # in struct seccomp_data
+NR, ARCH = 0, 4  # there as well
 ALL_BITS = (1 << 64) - 1
-
-# linux/audit.h, seccomp.h, bpf_common.h
-AUDIT_ARCH_X86_64 = 0xC000003E
-RET_KILL_PROCESS, RET_ERRNO, RET_ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
-LOAD, JUMP_EQUAL, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
-NR_AT, ARCH_AT, ARGS_AT = 0, 4, 16  # struct seccomp_data
 MAX_JUMP = 255
+
+# struct sock_filter as one number: the code in its lowest bits, k in its highest, and between them
+# how many instructions a jump passes over.
+LOAD, JUMP_EQUAL, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06  # linux/bpf_common.h
+IF_TRUE, IF_FALSE, K = 16, 24, 32
+KILL_PROCESS = RETURN | 0x80000000 << K
+ALLOW = RETURN | 0x7FFF0000 << K
+AUDIT_ARCH_X86_64 = 0xC000003E
 
 
 def policy(kind: str) -> bytes:
-    """The filter of a thread of this kind: "main", "io" or "vcpu". Reads a file of the package."""
+    """The filter of a thread of this kind, one of KINDS. Reads a file of the package."""
     with open(f"{POLICIES}/{kind}.policy", "rb") as file:
         return compile(file.read().decode())
 
 
 def compile(text: str) -> bytes:
     """An array of struct sock_filter. Raises ValueError with the line that cannot be meant."""
-    program = [
-        _instruction(LOAD, ARCH_AT),
-        _instruction(JUMP_EQUAL, AUDIT_ARCH_X86_64, 1, 0),
-        _instruction(RETURN, RET_KILL_PROCESS),
-        # A call by the x32 ABI has bit 30 set in its number, and so is none of the list.
-        _instruction(LOAD, NR_AT),
-    ]
-    known = set()
-    for number, line in enumerate(text.splitlines(), 1):
+    # The number of a call by the x32 ABI has bit 30 set: no line's is equal to it.
+    program = [LOAD | ARCH << K, JUMP_EQUAL | 1 << IF_TRUE | AUDIT_ARCH_X86_64 << K, KILL_PROCESS]
+    for number, line in enumerate(text.split("\n"), 1):
         rule = line.partition("#")[0].strip()
-        if not rule:
-            continue
-        name, colon, what = (part.strip() for part in rule.partition(":"))
-        try:
-            if name not in CALLS:
-                raise ValueError(f"unknown system call {name!r}")
-            if name in known:
-                raise ValueError(f"system call {name!r} has a line already")
-            block = _block(what) if colon else [_instruction(RETURN, RET_ALLOW)]
-        except ValueError as e:
-            raise ValueError(f"policy line {number}: {e}") from None
-        known.add(name)
-        program.append(_instruction(JUMP_EQUAL, CALLS[name], 0, len(block)))
-        program += block
-    program.append(_instruction(RETURN, RET_KILL_PROCESS))
+        if rule:
+            try:
+                program += _rule(rule)
+            except ValueError as e:
+                raise ValueError(f"policy line {number}: {e}") from None
+    program.append(KILL_PROCESS)
     return struct.pack(f"<{len(program)}Q", *program)
 
 
-def _instruction(code: int, k: int, if_true: int = 0, if_false: int = 0) -> int:
-    """struct sock_filter as one number; jumps count the instructions that they pass over."""
-    return code | if_true << 16 | if_false << 24 | k << 32
-
-
-def _block(what: str) -> list[int]:
-    """What becomes of a call, after the colon in its line."""
-    words = what.split()
-    if len(words) == 2 and words[0] == "return":
-        number = getattr(errno, words[1], None)
-        if number is None:
-            raise ValueError(f"unknown error {words[1]!r}")
-        return [_instruction(RETURN, RET_ERRNO | number)]
-    block = []
-    for alternative in what.split("||"):
-        block += _alternative(alternative)
-    if len(block) >= MAX_JUMP:
+def _rule(rule: str) -> list[int]:
+    """Allow if all tests hold, else go on behind."""
+    name, colon, conditions = rule.partition(":")
+    if name not in CALLS:
+        raise ValueError(f"unknown system call {name!r}")
+    tests = [(NR, JUMP_EQUAL, CALLS[name])]
+    if colon:
+        for condition in conditions.split("&&"):
+            tests += _tests(condition)
+    behind = 2 * len(tests)
+    if behind > MAX_JUMP:
         raise ValueError("too many conditions")
-    return [*block, _instruction(RETURN, RET_KILL_PROCESS)]
+    block: list[int] = []
+    for offset, jump, operand in tests:
+        behind -= 2
+        failed = IF_FALSE if jump == JUMP_EQUAL else IF_TRUE
+        block += (LOAD | offset << K, jump | behind + 1 << failed | operand << K)
+    block.append(ALLOW)
+    return block
 
 
-def _alternative(text: str) -> list[int]:
-    """Allow the call if all conditions hold, else go on behind."""
-    tests = [test for condition in text.split("&&") for test in _tests(condition)]
-    block = []
-    for index, (offset, jump, k) in enumerate(tests):
-        # Behind this jump: what is left of two instructions a test, and the return.
-        behind = 2 * (len(tests) - index - 1) + 1
-        block.append(_instruction(LOAD, offset))
-        if jump == JUMP_EQUAL:
-            block.append(_instruction(jump, k, 0, behind))
-        else:
-            block.append(_instruction(jump, k, behind, 0))
-    return [*block, _instruction(RETURN, RET_ALLOW)]
-
-
-def _tests(condition: str) -> list[tuple[int, int, int]]:
-    """A condition is two tests, since BPF looks at 32 bits: offset, kind of jump, operand."""
-    words = condition.split()
-    if len(words) != 3 or words[0] not in ("arg0", "arg1", "arg2", "arg3", "arg4", "arg5"):
-        raise ValueError(f"not a condition: {condition.strip()!r}")
-    argument, relation, value = words
+def _tests(condition: str) -> tuple[tuple[int, int, int], ...]:
+    """Offset, jump and operand; twice, for BPF looks at 32 bits."""
+    try:
+        argument, relation, value = condition.split()
+        at = ARGUMENTS[argument]
+    except (ValueError, KeyError):
+        raise ValueError(f"not a condition: {condition.strip()!r}") from None
     operand = _value(value)
     if relation == "==":
         jump = JUMP_EQUAL
@@ -137,11 +110,11 @@ def _tests(condition: str) -> list[tuple[int, int, int]]:
         jump, operand = JUMP_ANY_BIT, operand ^ ALL_BITS
     else:
         raise ValueError(f"unknown relation {relation!r}")
-    at = ARGS_AT + 8 * int(argument[3:])
-    return [(at + 4, jump, operand >> 32), (at, jump, operand & 0xFFFFFFFF)]
+    return (at + 4, jump, operand >> 32), (at, jump, operand & 0xFFFFFFFF)
 
 
 def _value(text: str) -> int:
+    """``~`` for all but these bits."""
     bits = 0
     for word in text.removeprefix("~").split("|"):
         try:
@@ -149,5 +122,5 @@ def _value(text: str) -> int:
         except ValueError:
             raise ValueError(f"unknown value {word!r}") from None
     if not 0 <= bits <= ALL_BITS:
-        raise ValueError(f"no argument of 64 bits: {text!r}")
-    return bits ^ ALL_BITS if text.startswith("~") else bits
+        raise ValueError(f"not of 64 bits: {text!r}")
+    return bits ^ ALL_BITS if text[0] == "~" else bits
