@@ -126,6 +126,9 @@ int virtq_pop(struct vm *vm, struct virtq *vq, struct chain *c)
 	uint16_t pending = (uint16_t)(avail_idx(vq) - vq->last_avail);
 	int r;
 
+	/* A ring can hold minutes of work, which nobody is to wait for when the machine ends. */
+	if (atomic_load(&vm->stop))
+		return -ECANCELED;
 	if (pending == 0)
 		return 0;
 	if (pending > vq->num)

@@ -9,6 +9,7 @@ import struct
 from itertools import pairwise
 
 import pytest
+from pyvmm._core import lib
 
 from .virtq import INDIRECT_DESC, NEEDS_RESET, VERSION_1, Buffer, Machine, Queue
 
@@ -320,6 +321,15 @@ class TestChainLayout:
         for sector, data, status in requests:
             assert machine.read(*status) == bytes([OK])
             assert machine.read(*data) == disk.content[sector * SECTOR :][:SECTOR]
+
+    def test_a_machine_that_has_ended_does_no_more_of_them(self, disk):
+        disk.machine.write(disk.header, header(IN, 0))
+        for _ in range(4):
+            disk.queue.add([(disk.header, 16)], [(disk.data, SECTOR), (disk.status, 1)])
+        lib.vm_stop(disk.machine.core)
+        disk.queue.kick_and_run()
+        assert disk.queue.take_all() == []
+        assert disk.device.status & NEEDS_RESET
 
 
 class TestOverlay:
