@@ -78,8 +78,9 @@ int jail_drop(uint32_t id)
 		return r;
 	if (id && (setgroups(0, NULL) || setresgid(id, id, id) || setresuid(id, id, id)))
 		return -errno;
+	/* The last is forgotten when a process changes its user. */
 	if (syscall(SYS_capset, &header, none) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
-	    prctl(PR_SET_DUMPABLE, 0))
+	    prctl(PR_SET_DUMPABLE, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL))
 		return -errno;
 	return 0;
 }

@@ -113,6 +113,7 @@ def _run(a: Values) -> int:
         "outputs": list(outputs),
         "max_output": a.max_output,
         "privileged": a.privileged,
+        "jail": a.jail,
         "kernel": a.kernel,
         "entry": a.entry,
         "cmdline_extra": a.cmdline_extra,
@@ -123,7 +124,9 @@ def _run(a: Values) -> int:
     from .launch import WorkerProcess, server
 
     server.fork()
-    worker = WorkerProcess()
+    worker = WorkerProcess(jail=a.jail == "on")
+    if a.jail == "off":
+        say("warning: --jail=off: a guest that breaks out of the monitor has all your rights")
     if not a.json:
         options["on_stdout"] = _writer(1)
         options["on_stderr"] = _writer(2)
@@ -283,6 +286,8 @@ COMMANDS = (
                    "of each output file, and with --json of each stream (default 256M)", "256M"),
             Option("--json", "FILE", "write the whole Result; - is stdout"),
             Option("--privileged", "", "leave the program its rights in the guest", False),
+            Option("--jail", "on|off", "off: no walls around the monitor, it has all your rights",
+                   "on", choices=("on", "off")),
             Option("--kernel", "KERNEL", "minimal, stock or a file (default: minimal if built)"),
             Option("--entry", "HOW", "linux64 (default) or pvh: how the kernel is entered",
                    "linux64", choices=("linux64", "pvh")),

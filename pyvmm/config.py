@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .oci import ImageConfig
     from .oci.limits import Limits
     from .oci.platform import Platform
-    from .options import Entry, Pages, Pull, Sink
+    from .options import Entry, JailMode, Pages, Pull, Sink
 
 MiB = 1 << 20
 MAX_VCPUS = 64
@@ -73,6 +73,8 @@ class Config(Record):
     """How much to keep of each stream and each output file; Result.truncated names what is cut."""
     privileged: bool = False
     """Keep all capabilities and no seccomp filter, inside the guest."""
+    jail: JailMode = "on"
+    """``"off"``: no walls around the monitor (jail.py). A guest that breaks it has your rights."""
     kernel: str | None = None
     """``"minimal"``, ``"stock"`` or a path; None: minimal if it is there, else stock."""
     entry: Entry = "linux64"
@@ -91,6 +93,8 @@ class Config(Record):
             raise UsageError(f"timeout {self.timeout}: must be more than 0 seconds")
         if self.boot_timeout <= 0:
             raise UsageError(f"boot_timeout {self.boot_timeout}: must be more than 0 seconds")
+        if self.jail not in ("on", "off"):
+            raise UsageError(f"jail {self.jail!r}: must be on or off")
         if self.pull not in PULLS:
             raise UsageError(f"pull {self.pull!r}: must be {', '.join(PULLS)}")
         if (self.image_platform.os, self.image_platform.architecture) != ("linux", "amd64"):

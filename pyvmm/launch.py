@@ -7,12 +7,11 @@ import os
 import select
 import struct
 import sys
-from _signal import SIGKILL, pidfd_send_signal
+from _signal import SIGKILL, SIGSYS, pidfd_send_signal
 from _socket import AF_UNIX, SOCK_SEQPACKET, socketpair
 from _thread import allocate_lock
 
 from . import passing
-from .errors import HostError
 from .host import open_kvm
 from .quick_json import loads
 
@@ -83,18 +82,18 @@ class Server:
         self._pid = os.posix_spawn(sys.executable, words, {}, file_actions=with_ours)
         theirs.close()
 
-    def request(self, *fds: int) -> None:
-        """Ask for a worker with these descriptors."""
+    def request(self, message: bytes, *fds: int) -> None:
+        """Ask for a worker with these descriptors (server.py)."""
         with self._lock:
             if self._requests:
                 try:
-                    passing.send(self._requests, b"worker", fds)
+                    passing.send(self._requests, message, fds)
                     return
                 except OSError:  # somebody has killed it
                     self.close()
             self._spawn()
             assert self._requests
-            passing.send(self._requests, b"worker", fds)
+            passing.send(self._requests, message, fds)
 
     def close(self) -> None:
         """End it, and the workers with it."""
@@ -117,7 +116,7 @@ server = Server()
 class WorkerProcess:
     """A worker (worker.py), which makes a VM at once. It is told what to run by assign()."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, jail: bool = True) -> None:
         """Raises HostError without /dev/kvm."""
         kvm = open_kvm()
         self.control, control = socketpair(AF_UNIX, SOCK_SEQPACKET)
@@ -128,7 +127,8 @@ class WorkerProcess:
         self._status: int | None = None
         self._over = False  # it has reported, or is gone
         try:
-            server.request(control.fileno(), self._log, life.fileno(), kvm)
+            message = passing.JAILED if jail else passing.OPEN
+            server.request(message, control.fileno(), self._log, life.fileno(), kvm)
         finally:
             control.close()
             life.close()
@@ -151,7 +151,9 @@ class WorkerProcess:
         (number,) = struct.unpack("i", message)
         if number < 0:
             self._over = True
-            raise HostError(f"cannot start a process for the VM: {os.strerror(-number)}")
+            from .jail import refusal
+
+            raise refusal("start a process for the VM, in namespaces of its own", -number)
         self._pid = number
         (self._pidfd,) = fds
 
@@ -202,7 +204,8 @@ class WorkerProcess:
             from signal import strsignal
 
             number = os.WTERMSIG(status)
-            return f"worker killed by signal {number} ({strsignal(number)})"
+            why = ": a system call that its seccomp policy forbids" if number == SIGSYS else ""
+            return f"worker killed by signal {number} ({strsignal(number)}){why}"
         said = _text(self._log) or (server.last_words() if status is None else "")
         return f"worker failed: {said.splitlines()[-1] if said else 'no report'}"
 

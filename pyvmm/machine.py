@@ -92,7 +92,9 @@ class Machine:
         try:
             # First: what the host lacks is no reason to unpack an image or fetch a kernel.
             placed = plan.place(config)
-            self._worker = self._worker or WorkerProcess()  # its VM is made while we prepare
+            self._worker = self._worker or WorkerProcess(
+                jail=config.jail == "on"
+            )  # its VM is made while we prepare
 
             def prepare(image: Image) -> None:
                 self._plan = plan.make(config, placed, image, self._progress)
@@ -282,6 +284,7 @@ class Machine:
             times |= {name: mark["time_ns"] / 1e9 for name, mark in report["marks"].items()}
             result.exits = report["exits"] | {"kvm": report["kvm_exits"]}
             result.marks = report["marks"]
+            result.walls = report["walls"]
         result.timeline = timeline.phases(times)
         result.timings = {phase["name"]: phase["seconds"] for phase in result.timeline}
         session = self._session

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypedDict
 
 Entry = Literal["pvh", "linux64"]
+JailMode = Literal["on", "off"]
 Pages = Literal["2M", "1G"]
 Pull = Literal["missing", "always", "never"]
 Sink = Callable[[bytes], object]
@@ -40,6 +41,7 @@ class Options(TypedDict, total=False):
     on_stderr: Sink | None
     max_output: int | str
     privileged: bool
+    jail: JailMode
     kernel: str | None
     entry: Entry
     cmdline_extra: str

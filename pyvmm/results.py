@@ -77,6 +77,8 @@ class Result(Record):
     marks: dict[str, dict[str, int]] = field(default_factory=dict)
     """clock (CLOCK_MONOTONIC) and exit counts when the guest reached a point"""
     warnings: list[str] = field(default_factory=list)
+    walls: dict[str, str] = field(default_factory=dict)
+    """what was around the monitor, wall by wall; ``"none: why"`` for one that this host lacks"""
     console: str = ""
     """the tail of the guest's console"""
 

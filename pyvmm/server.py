@@ -1,10 +1,11 @@
 """Makes workers by forking, so that a run waits for no interpreter to start.
 
-Requests come over a socket, each with four descriptors: the worker's control socket, a file for
-what it says on stderr, its life line, and /dev/kvm. On the life line the server answers with the
-worker's process id (or a negative errno) and a pidfd, and tells its wait status at the end. Whoever
-lets go of it has no more interest in a worker, which is then ending: the next one starts only when
-it is gone, so that the memory of two guests is never held for one.
+Requests come over a socket (passing.JAILED or OPEN), with four or five descriptors: the worker's
+control socket, a file for what it says on stderr, its life line, /dev/kvm, and its cgroup if it has
+one. On the life line the server answers with the worker's process id (or a negative errno) and a
+pidfd, and tells its wait status at the end. Whoever lets go of it has no more interest in a worker,
+which is then ending: the next one starts only when it is gone, so that the memory of two guests is
+never held for one.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ from __future__ import annotations
 import os
 import select
 import struct
-import sys
 from _signal import SIG_BLOCK, SIG_DFL, SIGINT, SIGPIPE, SIGTERM, pthread_sigmask, signal
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket
 from fcntl import F_DUPFD, fcntl
 
-from . import passing
+from . import jail, passing
 from ._core import ffi, lib
 from .kvm import Kvm
 
-FDS = 4
+FDS = 5
 NAME, WORKER_NAME = "pyvmm-server", "pyvmm-worker"
 CONTROL, KVM = 3, 4  # a worker's descriptors
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
@@ -61,25 +61,24 @@ class Server:
         message, fds = passing.receive(self._requests, 16, FDS)
         if not message:
             return False
-        control, log, line, kvm = fds
+        control, log, line, kvm, *cgroup = fds
         life = socket(AF_UNIX, SOCK_SEQPACKET, 0, line)
         self._wait_for_leavers()
-        us = os.getpid()
+        jailed = message == passing.JAILED
+        pidfd = ffi.new("int *")
         _name(WORKER_NAME)  # what is born with it never has another
-        try:
-            pid = os.fork()
-        except OSError as e:
-            _tell(life, -(e.errno or 1))
+        pid = lib.jail_clone(jail.namespaces() if jailed else 0, *cgroup or (-1,), pidfd)
+        if pid == 0:
+            _become_worker(control, log, kvm, jailed)
+        _name(NAME)
+        if pid < 0:
+            _tell(life, pid)
             life.close()
         else:
-            if pid == 0:
-                _become_worker(us, control, log, kvm)
-            pidfd = os.pidfd_open(pid)
-            self._workers[pidfd] = pid, life
-            self._poll.register(pidfd, select.POLLIN)
-            _tell(life, pid, pidfd)
-        _name(NAME)
-        for fd in control, log, kvm:
+            self._workers[pidfd[0]] = pid, life
+            self._poll.register(pidfd[0], select.POLLIN)
+            _tell(life, pid, pidfd[0])
+        for fd in control, log, kvm, *cgroup:
             os.close(fd)
         return True
 
@@ -105,7 +104,7 @@ def _tell(life: socket, number: int, *fds: int) -> None:
         pass  # nobody is interested any more
 
 
-def _become_worker(server: int, control: int, log: int, kvm: int) -> None:
+def _become_worker(control: int, log: int, kvm: int, jailed: bool) -> None:
     code = 1
     try:
         lib.prctl(PR_SET_PDEATHSIG, ffi.cast("unsigned long", SIGKILL))
@@ -116,19 +115,28 @@ def _become_worker(server: int, control: int, log: int, kvm: int) -> None:
         os.dup2(control, CONTROL)
         os.dup2(kvm, KVM)
         os.closerange(KVM + 1, 1 << 20)
-        if os.getppid() == server:
-            try:
-                # At once: KVM waits for a grace period here, while others have something to do.
-                vm = Kvm(KVM).create_vm().fd
-            except OSError as e:
-                vm = -(e.errno or 1)
-            from .worker import main
+        try:
+            # At once: KVM waits for a grace period here, while others have something to do.
+            vm = Kvm(KVM).create_vm().fd
+        except OSError as e:
+            vm = -(e.errno or 1)
+        from .worker import main
 
-            main(CONTROL, KVM, vm)
-            code = 0
-    except BaseException:
-        sys.excepthook(*sys.exc_info())  # to the log
+        main(CONTROL, KVM, vm, jailed)
+        code = 0
+    except BaseException as e:
+        _report(e)
     os._exit(code)
+
+
+def _report(e: BaseException) -> None:
+    """To the log, by nothing but write(2): Python would read its source files, which are gone."""
+    lines, trace = [], e.__traceback__
+    while trace:
+        code = trace.tb_frame.f_code
+        lines.append(f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}")
+        trace = trace.tb_next
+    os.write(2, "\n".join([*lines, f"{type(e).__name__}: {e}"]).encode())
 
 
 def _name(name: str) -> None:

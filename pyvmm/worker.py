@@ -1,8 +1,9 @@
 """The VM's own process, forked by server.py.
 
-Over the socket on descriptor 3 it gets one message, the specification and every descriptor that the
-VM needs, and from then opens nothing by path. It answers with one report when the VM has ended, and
-ends the VM when it is told to ("stop") or when its caller is gone (end of file).
+It goes into its jail (jail.py), where no path leads anywhere. Over the socket on descriptor 3 it
+gets one message, the specification and every descriptor that the VM needs. It answers with one
+report when the VM has ended, and ends the VM when it is told to ("stop") or when its caller is gone
+(end of file).
 
 Every run waits for this module's imports: that is why there is no typing (annotations are not
 evaluated), `_socket` without its Python half, and marshal for what comes from the caller. The
@@ -21,6 +22,7 @@ from _socket import socket
 from . import boot, cpu, layout, passing
 from ._core import ffi, lib
 from .errors import HostError, PyvmmError
+from .jail import Jail
 from .kvm import CAP_BINARY_STATS_FD, CAP_COALESCED_MMIO, MEM_READONLY, Kvm, Vcpu, Vm
 from .memory import GuestMemory
 from .quick_json import dumps
@@ -37,18 +39,20 @@ EXIT_KINDS = ("serial", "pio", "mmio", "signal", "other")
 MARKS = ("", "init", "program", "ended")
 
 
-def main(control_fd: int, kvm_fd: int, vm_fd: int) -> None:
+def main(control_fd: int, kvm_fd: int, vm_fd: int, jailed: bool) -> None:
     """``vm_fd`` is the VM's descriptor, or the negative errno of its making."""
     control = socket(fileno=control_fd)
-    message, fds = passing.receive(control, MAX_SPEC, MAX_FDS)
-    if not message:
-        return
-    spec = marshal.loads(message)
     try:
+        jail = Jail() if jailed else None
+        message, fds = passing.receive(control, MAX_SPEC, MAX_FDS)
+        if not message:
+            return
+        spec = marshal.loads(message)
         kvm = Kvm(kvm_fd)
         kvm.check()
         vm = Vm(check(vm_fd))
-        report = Worker(spec, dict(zip(spec["fds"], fds, strict=True)), kvm, vm).run(control)
+        worker = Worker(spec, dict(zip(spec["fds"], fds, strict=True)), kvm, vm)
+        report = worker.run(control, jail)
     except PyvmmError as e:
         report = {"end": "failed", "error": type(e).__name__, "message": str(e)}
     except OSError as e:
@@ -158,8 +162,13 @@ class Worker:
             for offset, size in layout.WRITE_ONLY:
                 self.vm.coalesce(layout.device(slot)[0] + offset, size)
 
-    def run(self, control: socket) -> dict[str, Any]:
+    def run(self, control: socket, jail: Jail | None) -> dict[str, Any]:
         """Start the guest, wait for its end or the caller's word, and report."""
+        if jail:
+            jail.arm(self.core)
+        check(lib.vm_spawn(self.core))
+        if jail:
+            jail.close(self._longest_file())
         check(lib.vm_start(self.core))
         poll = select.poll()
         poll.register(lib.vm_done_fd(self.core), select.POLLIN)
@@ -167,7 +176,13 @@ class Worker:
         while not poll.poll():
             pass
         lib.vm_stop(self.core)
-        return self.report()
+        return self.report() | {"walls": jail.walls if jail else {"jail": "off"}}
+
+    def _longest_file(self) -> int:
+        """The overlay's size; of a console that is a file, all that it may still become."""
+        if "console" not in self.fds:
+            return int(self.spec["disk"])
+        return int(self.spec["disk"]) + os.fstat(self.fds["console"]).st_size
 
     def report(self) -> dict[str, Any]:
         end = lib.vm_get_end(self.core)

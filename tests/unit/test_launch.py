@@ -91,12 +91,15 @@ def test_a_worker_has_nothing_of_ours() -> None:
 
 
 def wait_for_fds(pid: int) -> None:
-    """Its own are /dev/null, its log twice, the control socket, and what is /dev/kvm elsewhere."""
+    """Its own are /dev/null, its log twice, the control socket, what is /dev/kvm elsewhere, and its
+    sizes until the guest starts (jail.py).
+    """
     deadline = time.monotonic() + 5
-    while set(os.listdir(f"/proc/{pid}/fd")) != set("01234") and time.monotonic() < deadline:
+    while set(os.listdir(f"/proc/{pid}/fd")) != set("012345") and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert set(os.listdir(f"/proc/{pid}/fd")) == set("01234")
+    assert set(os.listdir(f"/proc/{pid}/fd")) == set("012345")
     assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
+    assert os.readlink(f"/proc/{pid}/fd/5").endswith("/statm")
 
 
 def test_a_forked_servers_memory_is_wiped() -> None:
@@ -153,7 +156,7 @@ def test_one_server_makes_all_workers() -> None:
 
 
 def test_a_killed_worker() -> None:
-    worker = WorkerProcess()
+    worker = WorkerProcess(jail=False)  # as PID 1 of a namespace it would not hear of it
     os.kill(pid_of(worker), signal.SIGSEGV)
     assert worker.report() == {}
     assert worker.died() == "worker killed by signal 11 (Segmentation fault)"

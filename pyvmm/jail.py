@@ -1,0 +1,117 @@
+"""The walls around a worker. Whoever breaks the monitor from inside the guest is then in a process
+that has nothing and may do nothing; docs/threat-model.md says what each wall stops.
+
+The server makes the worker in namespaces of its own (`namespaces`). When that has imported
+what it needs it gives up paths, identity and privileges (`Jail`); only then it gets descriptors.
+When the VM is assembled and its threads are made, it takes from itself what only that needed
+(`close`). The threads' seccomp filters (seccomp.py) are the last wall, up before the guest's first
+instruction.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from . import seccomp
+from ._core import ffi, lib
+from .errors import HostError
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    from typing import Any
+
+# clone(2)'s flags
+NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
+
+KINDS = ("main", "io", "vcpu")  # of threads, in the core's order (core_cdef.h)
+# The first of 2^24 numbers that belong to nobody (systemd's UIDS-GIDS: none from 0x70000000 on).
+UNUSED_ID = 0x7A000000
+
+# getrlimit(2)'s resources: the module of that name costs a run a shared library
+FSIZE, CORE, NPROC, NOFILE, MEMLOCK, AS = 1, 4, 6, 7, 8, 9
+POLLED = 2  # descriptors that the main thread polls at once: poll(2) refuses more than NOFILE
+SPARE = 64 << 20  # bytes of address space beyond what is mapped when the guest starts
+
+OFF = "or do without the walls around the monitor (--jail=off)"
+MENDS = {
+    errno.EPERM: "allow user namespaces (sysctls kernel.unprivileged_userns_clone=1, "
+    f"kernel.apparmor_restrict_unprivileged_userns=0; a container's seccomp profile), {OFF}",
+    errno.EACCES: f"allow user namespaces all that they may (AppArmor, SELinux), {OFF}",
+    errno.ENOSPC: f"raise the sysctls user.max_*_namespaces, {OFF}",
+    errno.EINVAL: f"use a kernel with all namespaces, {OFF}",
+    errno.ENOSYS: f"use Linux 5.7 or newer, and a container that lets clone3 through, {OFF}",
+    errno.EAGAIN: "end other processes, or raise their limit (ulimit -u)",
+}
+
+
+def namespaces() -> int:
+    """The namespaces of a worker. Without root it takes one for users to have the others."""
+    return NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWPID | NEWNET | (NEWUSER if os.geteuid() else 0)
+
+
+def refusal(what: str, error: int) -> HostError:
+    """``what`` could not be had because of ``error`` (an errno), and the mend."""
+    mend = MENDS.get(error)
+    return HostError(f"cannot {what}: {os.strerror(error)}" + (f": {mend}" if mend else ""))
+
+
+class Jail:
+    """A worker's walls.
+
+    ``walls`` says what each of them is here, for the Result: "none: why" for one that is missing.
+    """
+
+    def __init__(self) -> None:
+        """Give up paths, identity and privileges. Raises HostError for what cannot be had."""
+        identity = _unused_id() if os.geteuid() == 0 else 0
+        self._filters = [seccomp.policy(kind) for kind in KINDS]
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        _require(lib.jail_root(), "put the VM's process into an empty root directory")
+        landlock = lib.jail_landlock()
+        _require(lib.jail_drop(identity), "take the VM's process its privileges")
+        self.walls = {
+            "namespaces": "mount, network, PID, IPC, UTS, cgroup" + ("" if identity else ", user"),
+            "root": "empty, read-only",
+            "user": f"{identity}, no capabilities" if identity else "no capabilities",
+            "landlock": f"ABI {landlock}" if landlock > 0 else f"none: {os.strerror(-landlock)}",
+        }
+
+    def arm(self, core: Any) -> None:
+        """Give the VM's threads their filters, which they put on as they are made."""
+        for kind, code in enumerate(self._filters):
+            # The filters stay as long as we do: the core has only their addresses.
+            result = lib.vm_confine(core, kind, ffi.from_buffer(code), len(code) // 8)
+            _require(result, f"confine the {KINDS[kind]} thread")
+        self.walls["seccomp"] = ", ".join(KINDS)
+
+    def close(self, disk: int) -> None:
+        """Nothing more is to be opened, started or mapped, no file to be longer than ``disk``."""
+        mapped = int(os.pread(self._statm, 32, 0).split()[0]) * 4096
+        os.close(self._statm)
+        for resource, limit in (
+            (AS, mapped + SPARE),
+            (FSIZE, disk),
+            (NOFILE, POLLED),
+            (NPROC, 0),
+            (CORE, 0),
+            (MEMLOCK, 0),
+        ):
+            _require(lib.jail_limit(resource, limit), "limit the VM's process")
+        self.walls["rlimits"] = "AS, FSIZE, NOFILE, NPROC, CORE, MEMLOCK"
+
+
+def _unused_id() -> int:
+    """User and group of a root's worker. 0, where a user namespace has but one: to be left so."""
+    last = UNUSED_ID + int.from_bytes(os.urandom(3), "little")
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/self/{name}") as file:
+            first, _, count = file.read().split()[-3:]
+        last = min(last, int(first) + int(count) - 1)
+    return last
+
+
+def _require(result: int, what: str) -> None:
+    if result < 0:
+        raise refusal(what, -result)
