@@ -39,8 +39,8 @@ ATTEMPTS = 8
 KILL = "cgroup.kill"  # since Linux 5.14
 
 MiB = 1 << 20
-VMM = 64 * MiB
-VMM_VCPU = 1 * MiB
+VMM = 64 * MiB  # seen: 4, and 11 in a worker that has read its Python from the disk itself
+VMM_VCPU = MiB  # seen: 0.25
 CACHE = 256 * MiB
 
 
@@ -48,13 +48,22 @@ CACHE = 256 * MiB
 
 
 def memory_for(ram: int, vcpus: int, disk: int, *, on_tmpfs: bool) -> int:
-    """memory.max of a run, in bytes. All sizes are in bytes."""
-    tables = ram // 128 & -4096
-    return ram + tables + VMM + vcpus * VMM_VCPU + (disk if on_tmpfs else min(disk, CACHE))
+    """memory.max of a run. All sizes are in bytes.
+
+    Beside guest RAM there are the page tables of it, the process's own and KVM's: 1/512 each of 4
+    KiB pages, twice that with what KVM notes of each page where guests nest. And the disks' pages
+    are the worker's, who reads and writes them: those that can be written back have some room, for
+    with none a guest's writes would wait for the host's disk; on tmpfs all of the overlay must fit.
+    """
+    tables = (ram // 128 + 4095) & -4096
+    cache = disk + (disk // 256 & -4096) if on_tmpfs else min(disk, CACHE)
+    return ram + tables + VMM + vcpus * VMM_VCPU + cache
 
 
 def pids_for(vcpus: int) -> int:
-    """pids.max of a run: the main and the io thread, the vCPUs', and KVM's own."""
+    """pids.max of a run: main, io, the vCPUs, and the thread that KVM itself adds to each VM's
+    process (kvm-nx-lpage-recovery).
+    """
     return vcpus + 3
 
 
@@ -168,8 +177,8 @@ class Cgroup:
             self._make()
         if self.reason and where is not None:
             raise HostError(
-                f"cgroup {where}: {self.reason} (--cgroup: one whose cgroup.procs, and that of "
-                "what it shares with this process, you may write, without processes of its own)"
+                f"cgroup {where}: {self.reason}: name one that this user may write, "
+                "and that has no processes of its own (--cgroup)"
             )
 
     def _make(self) -> None:
@@ -187,11 +196,10 @@ class Cgroup:
                 self.path = path
                 return
             except (FileNotFoundError, BlockingIOError):  # a sweeper was sooner than our lock
-                if self.fd >= 0:
-                    os.close(self.fd)
-                    self.fd = -1
+                self._let_go()
             except OSError:  # too many open files
-                os.rmdir(path)
+                self._let_go()
+                _rmdir(path)
                 raise
         self.reason = f"others sweep {self._parent} all the time"
 
@@ -214,7 +222,7 @@ class Cgroup:
         """
         if self.fd < 0:
             if disk_rate:
-                raise HostError(f"disk rate: needs a cgroup: {self.reason}")
+                raise HostError(f"a disk rate needs a cgroup: {self.reason} (--cgroup)")
             return
         if memory is not None:
             self._set("memory.max", str(memory))
@@ -253,13 +261,19 @@ class Cgroup:
         except OSError as e:
             why = f"{value}: {e.strerror}"
         if asked or self._named:
-            raise HostError(f"cannot limit {name}: {why} (switch it on there, or do without)")
+            raise HostError(f"no {name}: {why}: name a parent that has it (--cgroup)")
         self.notes.append(f"no {name}: {why}")
 
     def close(self) -> None:
         """Kill what is in it, and remove it. What does not go in 10 s is left to the next sweep."""
         if self.fd >= 0:
-            remove(self.path, GRACE)
+            try:
+                remove(self.path, GRACE)
+            finally:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 

@@ -24,6 +24,9 @@ ROOT = Path("/sys/fs/cgroup")
 MiB = 1 << 20
 NOBODY = 65534
 SYS_CLONE3, CLONE_INTO_CGROUP = 435, 0x200000000
+CLONE_NEWNS, CLONE_NEWCGROUP = 0x20000, 0x2000000
+MNT_DETACH = 2
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 1 << 14, 1 << 18
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists(ROOT / "memory.stat"),
@@ -99,6 +102,13 @@ def sleep() -> int:
 
 def exited(code: int) -> int:
     return code << 8
+
+
+def refusal(name: str, why: str) -> str:
+    return (
+        f"cgroup {name}: {why}: name one that this user may write, "
+        "and that has no processes of its own (--cgroup)"
+    )
 
 
 # ---- limits ----
@@ -448,11 +458,109 @@ def test_unprivileged_may_not_cross(subtree: Path) -> None:
     def refused() -> None:
         with pytest.raises(HostError) as caught:
             Cgroup("delegated")
-        assert str(caught.value).startswith(
-            f"cgroup delegated: {ROOT} is not delegated to this user ("
-        ), caught.value
+        assert str(caught.value) == refusal("delegated", f"{ROOT} is not delegated to this user")
 
     as_nobody(ROOT, refused)
+
+
+def test_controllers_that_the_parent_lacks(subtree: Path) -> None:
+    """The inner one has memory only: the other limits are noted, or an error if it was named."""
+    (subtree / "cgroup.subtree_control").write_text("+memory")
+    inner = subtree / "inner"
+    (inner / "leaf").mkdir(parents=True)
+    for path in (inner, inner / "leaf"):
+        for name in ("", "cgroup.procs", "cgroup.subtree_control"):
+            os.chown(path / name, NOBODY, NOBODY)
+
+    def make() -> None:
+        group = Cgroup()
+        group.limit(memory=64 * MiB, pids=3, cpus=2)
+        assert Path(group.path).parent == inner
+        assert read(group, "memory.max") == f"{64 * MiB}\n"
+        assert group.notes == [
+            f"no pids.max: {inner} has no pids controller",
+            f"no cpu.max: {inner} has no cpu controller",
+        ], group.notes
+        group.close()
+        group = Cgroup(str(inner))
+        with pytest.raises(HostError) as caught:
+            group.limit(cpus=2)
+        group.close()
+        assert str(caught.value) == (
+            f"no cpu.max: {inner} has no cpu controller: name a parent that has it (--cgroup)"
+        )
+
+    as_nobody(inner / "leaf", make)
+    (inner / "leaf").rmdir()
+    inner.rmdir()
+
+
+# ---- a container ----
+
+
+@pytest.fixture
+def container() -> Iterator[Path]:
+    """What a container's cgroup is; in_container() makes it the topmost."""
+    top = ROOT / "container"
+    top.mkdir()
+    (ROOT / "cgroup.subtree_control").write_text("+memory")
+    yield top
+    for path in (top / "init", top):
+        if path.exists():
+            path.rmdir()
+
+
+def in_container(top: Path, function: Callable[[], None], flags: int = 0) -> None:
+    """Run it as root where ``top`` is the root of a cgroup namespace and of /sys/fs/cgroup."""
+
+    def run() -> int:
+        (top / "cgroup.procs").write_text("0")
+        libc = ctypes.CDLL(None)
+        assert libc.unshare(CLONE_NEWNS | CLONE_NEWCGROUP) == 0
+        assert libc.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None) == 0
+        assert libc.umount2(os.fsencode(ROOT), MNT_DETACH) == 0
+        arguments = (b"cgroup", os.fsencode(ROOT), b"cgroup2", ctypes.c_ulong(0), None)
+        assert libc.mount(*arguments) == 0
+        if flags:
+            again = ctypes.c_ulong(MS_REMOUNT | MS_BIND | flags)
+            assert libc.mount(None, os.fsencode(ROOT), None, again, None) == 0
+        function()
+        return 0
+
+    assert status(child(run)) == exited(0)
+
+
+def test_container_with_all_in_its_topmost(container: Path) -> None:
+    def refused() -> None:
+        group = Cgroup()
+        assert group.reason == f"{ROOT} has processes of its own", group.reason
+
+    in_container(container, refused)
+
+
+def test_container_with_its_processes_in_a_leaf(container: Path) -> None:
+    def make() -> None:
+        (ROOT / "init").mkdir()
+        (ROOT / "init/cgroup.procs").write_text("0")
+        group = Cgroup()
+        group.limit(memory=64 * MiB)
+        assert Path(group.path).parent == ROOT
+        inmate = born_in(group.fd, sleep)
+        group.close()
+        assert status(inmate) == signal.SIGKILL
+
+    in_container(container, make)
+    assert sorted(p.name for p in container.iterdir() if p.is_dir()) == ["init"]
+
+
+def test_container_with_a_read_only_mount(container: Path) -> None:
+    def refused() -> None:
+        assert Cgroup().reason == f"{ROOT} is read-only", Cgroup().reason
+
+    in_container(container, refused, MS_RDONLY)
+
+
+# ---- parents that cannot be ----
 
 
 def test_a_parent_with_processes_of_its_own() -> None:
@@ -462,7 +570,7 @@ def test_a_parent_with_processes_of_its_own() -> None:
     (top / "cgroup.procs").write_text(str(pid))
     with pytest.raises(HostError) as caught:
         Cgroup("crowded")
-    assert str(caught.value).startswith(f"cgroup crowded: {top} has processes of its own (")
+    assert str(caught.value) == refusal("crowded", f"{top} has processes of its own")
     os.kill(pid, signal.SIGKILL)
     status(pid)
     top.rmdir()
@@ -479,4 +587,4 @@ def test_a_parent_with_processes_of_its_own() -> None:
 def test_names_of_no_cgroup(name: str, why: str) -> None:
     with pytest.raises(HostError) as caught:
         Cgroup(name)
-    assert str(caught.value).startswith(f"cgroup {name}: {why} (")
+    assert str(caught.value) == refusal(name, why)
