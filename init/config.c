@@ -12,6 +12,7 @@ enum config_key {
 	KEY_STDIN,
 	KEY_PRIVILEGED,
 	KEY_CLOCK,
+	KEY_LIMIT,
 };
 
 #define ENV_DEFAULTS 4	   /* PATH, HOME, TERM, HOSTNAME */
@@ -154,6 +155,11 @@ static void config_record(struct config *c, char *record, const struct record *r
 			fail(CODE_INTERNAL, "config: the clock is not 8 bytes", NULL);
 		memcpy(&c->clock_ns, record + sizeof(*r), sizeof(c->clock_ns));
 		break;
+	case KEY_LIMIT:
+		if (r->length != sizeof(c->limit))
+			fail(CODE_INTERNAL, "config: the limit is not 8 bytes", NULL);
+		memcpy(&c->limit, record + sizeof(*r), sizeof(c->limit));
+		break;
 	default:
 		fail(CODE_INTERNAL, "config: unknown key", NULL);
 	}
@@ -162,13 +168,13 @@ static void config_record(struct config *c, char *record, const struct record *r
 void config_parse(struct config *c, char *data, uint32_t length)
 {
 	const char *end = data + length;
-	size_t count[KEY_CLOCK + 1] = {0};
+	size_t count[KEY_LIMIT + 1] = {0};
 	struct record r;
 	char *at;
 
 	for (at = data; at < end;) {
 		config_next(&at, end, &r);
-		if (r.key <= KEY_CLOCK)
+		if (r.key <= KEY_LIMIT)
 			count[r.key]++;
 	}
 	c->args = mem_alloc((count[KEY_ARG] + 1) * sizeof(char *));
@@ -176,6 +182,7 @@ void config_parse(struct config *c, char *data, uint32_t length)
 	c->outputs = mem_alloc((count[KEY_OUTPUT] + 1) * sizeof(char *));
 	c->workdir = "/";
 	c->user = "";
+	c->limit = UINT64_MAX;
 	for (at = data; at < end;) {
 		char *record = config_next(&at, end, &r);
 

@@ -22,9 +22,24 @@ static long file_open(const char *path, struct stat *st)
 	return sys_open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC, 0);
 }
 
-static void file_send(const char *path, uint16_t index)
+/* A byte more than the host keeps tells it that there are more: a sparse file may have exabytes. */
+static long file_data(int fd, uint16_t index, uint64_t limit)
 {
 	static char buf[FRAME_MAX];
+	uint64_t sent = 0;
+	long n = 0;
+
+	while (sent <= limit && (n = sys_read(fd, buf, sizeof(buf))) > 0) {
+		if ((uint64_t)n > limit - sent)
+			n = limit - sent + 1;
+		proto_send(FRAME_FILE_DATA, index, buf, n);
+		sent += n;
+	}
+	return n < 0 ? n : 0;
+}
+
+static void file_send(const char *path, uint16_t index, uint64_t limit)
+{
 	struct file_begin begin = {0};
 	struct stat st;
 	long n = 0, fd = file_open(path, &st);
@@ -38,8 +53,7 @@ static void file_send(const char *path, uint16_t index)
 	}
 	proto_send(FRAME_FILE_BEGIN, index, &begin, sizeof(begin));
 	if (fd >= 0) {
-		while ((n = sys_read(fd, buf, sizeof(buf))) > 0)
-			proto_send(FRAME_FILE_DATA, index, buf, n);
+		n = file_data(fd, index, limit);
 		sys_close(fd);
 	}
 	error = fd < 0 ? begin.error : -n;
@@ -49,5 +63,5 @@ static void file_send(const char *path, uint16_t index)
 void files_send(const struct config *c)
 {
 	for (size_t i = 0; i < c->output_count; i++)
-		file_send(c->outputs[i], i);
+		file_send(c->outputs[i], i, c->limit);
 }

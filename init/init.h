@@ -109,6 +109,7 @@ struct config {
 	const char *user;
 	const char *hostname;
 	uint64_t clock_ns;
+	uint64_t limit; /* bytes of each output that the host keeps */
 	bool stdin_pipe;
 	bool privileged;
 };

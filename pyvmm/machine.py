@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .options import Options
 
+SLOWEST = 1 << 20  # bytes a second that output files must come at, after boot_timeout
 KILL_GRACE = 5.0  # seconds for the agent to report after the program was killed
 CONSOLE_TAIL = 4096  # characters of it in a Result or GuestError
 CHUNK = 1 << 20
@@ -56,6 +57,7 @@ class Machine:
         self._progress = progress
         self._worker: WorkerProcess | None = None
         self._stopped = False
+        self._closed = False  # by the guest, before its end
         self._results: socket | None = None
         self._console: console.Console | None = None
         self._times = {"begin": time.monotonic()}
@@ -161,6 +163,7 @@ class Machine:
             stdin=config.stdin is not None,
             privileged=config.privileged,
             clock_ns=time.time_ns(),
+            limit=config.max_output_bytes,
         )
 
     def wait(self) -> Result:
@@ -179,6 +182,8 @@ class Machine:
         if not complete and not result.timed_out:
             what = "start the program" if session.started_ns is None else "send its outputs"
             reason = f"the guest did not {what} within {self.config.boot_timeout:g} s"
+            if self._closed:
+                reason = f"the guest did not {what}: it closed its connection"
             if self._stopped:
                 reason = "stopped before the program had ended"
             elif report.get("end") != "stopped":
@@ -216,10 +221,10 @@ class Machine:
         """Take frames until END (True), or until there will be no more, or it is too late."""
         session, config = self._session, self.config
         deadline: float | None = time.monotonic() + config.boot_timeout
-        phase = "boot"
+        phase, ended, before = "boot", 0.0, 0
         while not session.end:
-            received = session.received
             if not self._pump(deadline):
+                self._closed = not session.end
                 return session.end
             if session.hello and not self._configured:  # not before: it has the time of day
                 self._configured = True
@@ -229,9 +234,10 @@ class Machine:
                 phase = "program"
                 deadline = now + config.timeout if config.timeout else None
             if phase == "program" and session.ended_ns is not None:
-                phase = "files"
-            if phase == "files" and session.received != received:
-                deadline = now + config.boot_timeout  # outputs may be long, but must come
+                phase, ended, before = "files", now, session.received
+            if phase == "files":  # outputs may be long, but must come
+                came = session.received - before
+                deadline = ended + config.boot_timeout + came / SLOWEST
             if deadline is None or now < deadline:
                 continue
             if phase != "program":

@@ -23,7 +23,7 @@ HEADER = struct.Struct("<IHH")
 HELLO, STARTED, STDOUT, STDERR, EXIT = range(1, 6)
 FILE_BEGIN, FILE_DATA, FILE_END, FAILED, END, STDIN_TAKEN = range(6, 12)
 CONFIG, STDIN, KILL = 1, 2, 3
-ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, HAS_STDIN, PRIVILEGED, CLOCK = range(1, 10)
+ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, HAS_STDIN, PRIVILEGED, CLOCK, LIMIT = range(1, 11)
 
 EXIT_FIELDS = struct.Struct("<II12Q")
 
@@ -118,6 +118,7 @@ def config_frame(
     stdin: bool,
     privileged: bool,
     clock_ns: int,
+    limit: int,
 ) -> bytes:
     """The CONFIG frame."""
     records: list[tuple[int, bytes]] = [(ARG, os.fsencode(a)) for a in argv]
@@ -131,6 +132,7 @@ def config_frame(
     records.append((HAS_STDIN, bytes([stdin])))
     records.append((PRIVILEGED, bytes([privileged])))
     records.append((CLOCK, struct.pack("<Q", clock_ns)))
+    records.append((LIMIT, struct.pack("<Q", limit)))
     return frame(CONFIG, b"".join(struct.pack("<HHI", key, 0, len(v)) + v for key, v in records))
 
 
@@ -200,6 +202,7 @@ class Session:
         }
         self._seen: set[int] = set()
         self._file: tuple[int, Kept] | None = None
+        self._begun: set[int] = set()
 
     def feed(self, data: bytes) -> None:
         """Take more bytes. Raises GuestError if they are not the protocol."""
@@ -274,6 +277,9 @@ class Session:
             raise GuestError(f"the guest's agent sent output number {index}: not asked for")
         path = self.outputs[index]
         if kind == FILE_BEGIN:
+            if index in self._begun:
+                raise GuestError(f"the guest's agent sent output number {index} twice")
+            self._begun.add(index)
             error, _mode, _size = struct.unpack("<iIQ", payload)
             self._file = (index, Kept(self.limit))
             if error:
@@ -281,6 +287,8 @@ class Session:
         elif self._file is None or self._file[0] != index:
             raise GuestError(f"the guest's agent sent output number {index} out of order")
         elif kind == FILE_DATA:
+            if self._file[1].cut:  # it was told how much to send
+                raise GuestError(f"the guest's agent sent output number {index} without end")
             self._file[1].add(payload)
         else:
             (error,) = struct.unpack("<i", payload)

@@ -30,7 +30,7 @@ HELLO, STARTED, STDOUT, STDERR, EXIT, FILE_BEGIN, FILE_DATA, FILE_END, FAILED, E
     1, 12
 )
 CONFIG, STDIN, KILL = 1, 2, 3
-ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, STDIN_PIPE, PRIVILEGED, CLOCK = range(1, 10)
+ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, STDIN_PIPE, PRIVILEGED, CLOCK, LIMIT = range(1, 11)
 
 EXIT_FIELDS = (
     "code",
@@ -781,6 +781,17 @@ def test_outputs(shell, root: Path) -> None:
     assert (mode, size) == (0o100644, 5)
 
 
+@pytest.mark.parametrize("limit", [0, 1, 65535, 65536, 99_999, 100_000])
+def test_outputs_that_are_longer_than_the_host_keeps(shell, root: Path, limit: int) -> None:
+    """A byte more, to tell; and no waiting for what a sparse file pretends to have."""
+    data = os.urandom(100_000)
+    (root / "whole").write_bytes(data)
+    records = record(LIMIT, struct.pack("<Q", limit)) + record(OUTPUT, "/whole")
+    r = shell("truncate -s 1T /sparse", records=records + record(OUTPUT, "/sparse"))
+    assert r.file(0) == (0, data[: limit + 1], 0)
+    assert r.file(1) == (0, bytes(limit + 1), 0)
+
+
 # What a host may get wrong
 
 
@@ -793,7 +804,7 @@ def test_outputs(shell, root: Path) -> None:
         (struct.pack("<HHI", 1, 0, 0xFFFFFFFF), "config: a record is malformed"),
         (struct.pack("<HHI", 1, 1, 0), "config: a record is malformed"),
         (record(0, "x"), "config: unknown key"),
-        (record(10, "x"), "config: unknown key"),
+        (record(11, "x"), "config: unknown key"),
         (record(ARG, b"a\0b"), "config: a record holds a NUL byte"),
         (record(ENV, "novalue"), 'config: "novalue" is not KEY=VALUE'),
         (record(ENV, "=x"), 'config: "=x" is not KEY=VALUE'),
@@ -802,6 +813,7 @@ def test_outputs(shell, root: Path) -> None:
         (record(STDIN_PIPE, b""), "config: a flag is not 0 or 1"),
         (record(PRIVILEGED, 2), "config: a flag is not 0 or 1"),
         (record(CLOCK, b"1234"), "config: the clock is not 8 bytes"),
+        (record(LIMIT, b"1234"), "config: the limit is not 8 bytes"),
         (record(HOSTNAME, "h" * 65), "config: the hostname is too long"),
         (record(OUTPUT, "/x") * 65537, "config: too many outputs"),
     ],

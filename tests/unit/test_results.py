@@ -176,7 +176,7 @@ class TestLimit:
 
     def test_a_sink_gets_everything(self):
         out = []
-        session = Session(OUTPUTS, 0, out.append)
+        session = Session(OUTPUTS, 5, out.append)
         session.feed(RUN)
         assert b"".join(out) == b"one two"
         assert "stdout" not in session.finish().truncated
@@ -197,6 +197,17 @@ class TestHostileFrames:
     @pytest.mark.parametrize("kind", [0, *range(2, 12), 12, 0xFFFF])
     def test_before_hello(self, kind):
         self.refuse(frame(kind), f"began with frame type {kind}, not HELLO")
+
+    def test_file_that_goes_on_after_it_was_cut(self):
+        data = [frame(results.FILE_DATA, bytes(65536), 1)] * (LIMIT // 65536 + 2)
+        session = Session(OUTPUTS, LIMIT)
+        session.feed(HELLO + STARTED + EXIT + begin(1) + b"".join(data[:-1]))
+        with pytest.raises(GuestError, match="sent output number 1 without end"):
+            session.feed(data[-1])
+
+    def test_file_again(self):
+        files = begin(0) + file_end(0) + begin(0)
+        self.refuse(HELLO + STARTED + EXIT + files, "sent output number 0 twice")
 
     @pytest.mark.parametrize("kind", [0, 12, 255, 0xFFFF])
     def test_unknown_type(self, kind):
@@ -302,7 +313,7 @@ class TestInput:
 def test_config_frame():
     raw = results.config_frame(
         ["prog", "ä"], ["K=V"], workdir="/w", user="", hostname="h", outputs=["/o"], stdin=True,
-        privileged=False, clock_ns=5,
+        privileged=False, clock_ns=5, limit=6,
     )  # fmt: skip
     length, kind, index = struct.unpack_from("<IHH", raw)
     assert (length, kind, index) == (len(raw) - 8, results.CONFIG, 0)
@@ -314,7 +325,7 @@ def test_config_frame():
         at += 8 + size
     assert records == [
         (1, b"prog"), (1, "ä".encode()), (2, b"K=V"), (6, b"/o"), (3, b"/w"), (5, b"h"),
-        (7, b"\1"), (8, b"\0"), (9, struct.pack("<Q", 5)),
+        (7, b"\1"), (8, b"\0"), (9, struct.pack("<Q", 5)), (10, struct.pack("<Q", 6)),
     ]  # fmt: skip
 
 
