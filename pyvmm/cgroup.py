@@ -4,15 +4,16 @@ host's memory, processes, CPU time and disks (Linux, admin-guide/cgroup-v2.rst).
     group = Cgroup(config.cgroup)  # a directory, locked; what dead callers left is removed
     memory = memory_for(ram, vcpus, disk, on_tmpfs=is_on_tmpfs(overlay))
     group.limit(memory=memory, pids=pids_for(vcpus), cpus=vcpus + 1)
-    ...  # the worker is born in group.fd (clone3, CLONE_INTO_CGROUP)
-    group.close()  # what is in it is killed, and the directory removed
+    ...  # the worker is born in it (clone3, CLONE_INTO_CGROUP)
+    group.close()  # what is in it is killed, and the directory removed; or:
+    group.let_go()  # where the server does that, by remove(group.path)
 
 Where there is no place for one, ``fd`` is -1, ``reason`` says why in a few words, and limit() and
 close() do nothing; ``notes`` has a line for each limit that is not to be had. What was asked for by
 name, a parent or a disk's rate, is a HostError instead. find() says where and makes none.
 
-A copy of ``fd`` holds the lock, too: the server must close its own once the worker is born, and the
-worker must have none, or nobody sweeps after a killed caller.
+``fd`` holds the lock, and so does a copy of it: who else needs one opens ``path``. A worker must
+have none of either, or nobody sweeps after a killed caller.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ import select
 import time
 from fcntl import F_GET_SEALS, LOCK_EX, LOCK_NB, fcntl, flock
 
+from .delegation import enable, find, read, refusal, write
 from .errors import HostError
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MOUNTS = "/sys/fs/cgroup", "/sys/fs/cgroup/unified"
-OWN = "/proc/self/cgroup"
 PREFIX = "pyvmm-"
 PERIOD = 100_000  # µs, of cpu.max
 GRACE = 10.0  # seconds for killed processes to be gone: much memory takes long to free
@@ -76,87 +76,6 @@ def is_on_tmpfs(fd: int) -> bool:
     return True
 
 
-# ---- where ----
-
-
-def find(
-    where: str | None = None, *, mounts: Iterable[str] = MOUNTS, own: str = OWN
-) -> tuple[str, str]:
-    """The cgroup to make others in, with the memory controller on for them; or "" and why not.
-
-    ``where`` names it, by its path or from the mount on. Else root uses the mount itself if it can;
-    all others, and root in a container, the parent of the cgroup that they are in: a process's own
-    cannot have both processes and controllers ("no internal processes").
-    """
-    mount = next((m for m in mounts if os.access(f"{m}/cgroup.controllers", os.R_OK)), "")
-    if not mount:
-        return "", "no cgroup2 here"
-    if where is not None:
-        path = os.path.normpath(os.path.join(mount, where))
-        if path != mount and not path.startswith(f"{mount}/"):
-            return "", f"not below {mount}"
-        mine = _own(mount, own) or mount
-        return _usable(path, os.path.commonpath((path, mine)), mount)
-    reason = ""
-    if os.geteuid() == 0:
-        path, reason = _usable(mount, mount, mount)
-        if path:
-            return path, ""
-    mine = _own(mount, own)
-    if mine in ("", mount):
-        return "", reason or "no cgroup can be made beside this process's: it is the topmost"
-    parent = os.path.dirname(mine)
-    path, why = _usable(parent, parent, mount)
-    return path, "" if path else reason or why
-
-
-def _own(mount: str, own: str) -> str:
-    """The directory of the cgroup that this process is in; "" if it is outside of the mount."""
-    for line in _read(own).splitlines():
-        if line.startswith("0::/") and not line.startswith("0::/.."):
-            return mount + line[3:].rstrip("/")
-    return ""
-
-
-def _usable(path: str, meeting: str, mount: str) -> tuple[str, str]:
-    """``path`` if cgroups can be made in it and entered, else why not.
-
-    Who enters one must be allowed to write the cgroup.procs of the first that holds it and their
-    own, ``meeting`` ("Delegation Containment").
-    """
-    try:
-        enabled = _read(f"{path}/cgroup.subtree_control").split()
-    except OSError as e:
-        return "", f"{path}: {e.strerror}"
-    if not (os.access(path, os.W_OK) and os.access(f"{meeting}/cgroup.procs", os.W_OK)):
-        if os.statvfs(path).f_flag & os.ST_RDONLY:
-            return "", f"{path} is read-only"
-        return "", f"{path if meeting == path else meeting} is not delegated to this user"
-    if "memory" not in enabled:
-        try:
-            _enable(path, "memory")
-        except OSError as e:
-            if path == mount and e.errno in (errno.ENOENT, errno.EINVAL):
-                return "", "no cgroup2 here has the memory controller"
-            return "", _why(path, "memory", e)
-    return path, ""
-
-
-def _enable(parent: str, controller: str) -> None:
-    _write(f"{parent}/cgroup.subtree_control", f"+{controller}")
-
-
-def _why(parent: str, controller: str, e: OSError) -> str:
-    """Why a controller cannot be switched on for a cgroup's children."""
-    if e.errno == errno.EBUSY:
-        return f"{parent} has processes of its own"
-    if e.errno in (errno.ENOENT, errno.EINVAL):
-        return f"{parent} has no {controller} controller"
-    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{parent} lets this user switch no {controller} controller on"
-    return f"{parent}: {e.strerror}"
-
-
 # ---- one ----
 
 
@@ -166,7 +85,7 @@ class Cgroup:
     def __init__(self, where: str | None = None) -> None:
         """``where``: as find()'s. Raises HostError if one is named and cannot be used."""
         self.fd = -1
-        """The directory's descriptor, for CLONE_INTO_CGROUP; -1 without one."""
+        """The directory's descriptor, which has the lock; -1 without one."""
         self.path = ""
         self.notes: list[str] = []
         """A line for each limit that this host does not give."""
@@ -196,10 +115,10 @@ class Cgroup:
                 self.path = path
                 return
             except (FileNotFoundError, BlockingIOError):  # a sweeper was sooner than our lock
-                self._let_go()
+                self.let_go()
             except OSError:  # too many open files
-                self._let_go()
-                _rmdir(path)
+                self.let_go()
+                remove(path)
                 raise
         self.reason = f"others sweep {self._parent} all the time"
 
@@ -243,16 +162,16 @@ class Cgroup:
         controller = name.partition(".")[0]
         try:
             try:
-                _write(name, value, self.fd)
+                write(name, value, self.fd)
                 return
             except FileNotFoundError:
                 pass
             try:
-                _enable(self._parent, controller)
+                enable(self._parent, controller)
             except OSError as e:
-                why = _why(self._parent, controller, e)
+                why = refusal(self._parent, controller, e)
             else:
-                _write(name, value, self.fd)
+                write(name, value, self.fd)
                 return
         except FileNotFoundError:
             if name == "memory.swap.max":
@@ -268,11 +187,12 @@ class Cgroup:
         """Kill what is in it, and remove it. What does not go in 10 s is left to the next sweep."""
         if self.fd >= 0:
             try:
-                remove(self.path, GRACE)
+                remove(self.path)
             finally:
-                self._let_go()
+                self.let_go()
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Let go of it, without waiting: the server removes it, or else the next sweep."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -288,7 +208,7 @@ def _disk(device: int) -> str:
             "(set TMPDIR and XDG_CACHE_HOME to directories of another)"
         )
     if os.path.exists(f"{block}/partition"):
-        return _read(f"{block}/../dev").strip()
+        return read(f"{block}/../dev").strip()
     return name
 
 
@@ -314,11 +234,17 @@ def sweep(parent: str) -> None:
             os.close(fd)
 
 
-def remove(path: str, seconds: float) -> bool:
+def remove(path: str, seconds: float = GRACE) -> bool:
     """Kill what is in a cgroup and remove it; False if it was not empty in time."""
-    if _rmdir(path):
+    try:
+        return _rmdir(path) or _kill_and_remove(path, time.monotonic() + seconds)
+    except OSError as e:
+        if e.errno not in (errno.ENOENT, errno.ENODEV):  # somebody else was sooner
+            raise
         return True
-    deadline = time.monotonic() + seconds
+
+
+def _kill_and_remove(path: str, deadline: float) -> bool:
     events = os.open(f"{path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
     poll = select.poll()
     poll.register(events, select.POLLPRI)  # not POLLIN, which a file always has
@@ -337,8 +263,6 @@ def remove(path: str, seconds: float) -> bool:
 def _rmdir(path: str) -> bool:
     try:
         os.rmdir(path)
-    except FileNotFoundError:
-        pass
     except OSError as e:
         if e.errno != errno.EBUSY:
             raise
@@ -349,33 +273,14 @@ def _rmdir(path: str) -> bool:
 def _kill(path: str, seconds: float) -> float:
     """Kill all that is in a cgroup. Returns after how many seconds to look for more."""
     try:
-        _write(f"{path}/{KILL}", "1")
+        write(f"{path}/{KILL}", "1")
         return seconds
     except FileNotFoundError:
         pass
-    for pid in map(int, _read(f"{path}/cgroup.procs").split()):
+    for pid in map(int, read(f"{path}/cgroup.procs").split()):
         if pid:  # 0 is one of a foreign PID namespace
             try:
                 os.kill(pid, 9)
             except OSError:  # gone
                 pass
     return 0.01  # one may have forked meanwhile
-
-
-# ---- files ----
-
-
-def _read(path: str) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 1 << 16).decode()
-    finally:
-        os.close(fd)
-
-
-def _write(name: str, text: str, directory: int | None = None) -> None:
-    fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)

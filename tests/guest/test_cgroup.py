@@ -24,7 +24,9 @@ ROOT = Path("/sys/fs/cgroup")
 MiB = 1 << 20
 NOBODY = 65534
 SYS_CLONE3, CLONE_INTO_CGROUP = 435, 0x200000000
-CLONE_NEWNS, CLONE_NEWCGROUP = 0x20000, 0x2000000
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUSER, CLONE_NEWPID = (
+    0x20000, 0x2000000, 0x10000000, 0x20000000,
+)  # fmt: skip
 MNT_DETACH = 2
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 1 << 14, 1 << 18
 
@@ -61,11 +63,13 @@ def events(group: Cgroup, name: str) -> dict[str, int]:
     return {k: int(v) for k, v in (line.split() for line in read(group, name).splitlines())}
 
 
-def born_in(fd: int, function: Callable[[], int]) -> int:
+def born_in(fd: int, function: Callable[[], int], flags: int = 0) -> int:
     """Fork a child that is in the cgroup from its first instruction; it exits with the number."""
     # struct clone_args (VER2): flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size,
     # tls, set_tid, set_tid_size, cgroup
-    args = struct.pack("<11Q", CLONE_INTO_CGROUP, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, fd)
+    args = struct.pack(
+        "<11Q", CLONE_INTO_CGROUP | flags, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, fd
+    )
     libc = ctypes.PyDLL(None, use_errno=True)  # with Python's lock, which the child needs
     pid = int(libc.syscall(SYS_CLONE3, args, len(args)))
     if pid == 0:
@@ -289,6 +293,37 @@ def test_what_does_not_go_in_time_is_told(group: Cgroup, monkeypatch: pytest.Mon
     assert status(pid) == signal.SIGKILL
 
 
+def test_the_server_removes_what_was_let_go() -> None:
+    group = Cgroup()
+    pid = born_in(group.fd, closed_sleep)
+    before = len(os.listdir("/proc/self/fd"))
+    group.let_go()
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    assert cgroup.remove(group.path)
+    assert status(pid) == signal.SIGKILL
+    assert cgroup.remove(group.path)  # again
+    group.close()
+
+
+@pytest.mark.parametrize("kill", ["cgroup.kill", "cgroup.kill-that-is-not-there"])
+def test_two_remove_at_once(monkeypatch: pytest.MonkeyPatch, kill: str) -> None:
+    """A killed caller's server, and a sweeper."""
+    monkeypatch.setattr(cgroup, "KILL", kill)
+    group = Cgroup()
+    pid = born_in(group.fd, closed_sleep)
+    real = cgroup._kill
+
+    def slow_kill(path: str, seconds: float) -> float:
+        monkeypatch.setattr(cgroup, "_kill", real)
+        assert cgroup.remove(path)
+        return real(path, seconds)
+
+    monkeypatch.setattr(cgroup, "_kill", slow_kill)
+    assert cgroup.remove(group.path)
+    assert status(pid) == signal.SIGKILL
+    group.close()
+
+
 # ---- dead callers ----
 
 
@@ -420,6 +455,21 @@ def test_unprivileged_beside_its_own(subtree: Path) -> None:
     for controller in ("memory", "pids", "cpu"):
         (ROOT / "cgroup.subtree_control").write_text(f"+{controller}")
     as_nobody(subtree / "leaf", make)
+    as_nobody(subtree / "leaf", make)
+
+
+def test_unprivileged_with_namespaces(subtree: Path) -> None:
+    """As a jailed worker is born: in a user namespace and a PID namespace of its own."""
+
+    def make() -> None:
+        group = Cgroup()
+        flags = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWCGROUP
+        inmate = born_in(group.fd, sleep, flags)
+        assert read(group, "cgroup.procs") == f"{inmate}\n"
+        group.close()
+        assert status(inmate) == signal.SIGKILL
+        assert not os.path.exists(group.path)
+
     as_nobody(subtree / "leaf", make)
 
 

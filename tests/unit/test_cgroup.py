@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm import cgroup
+from pyvmm.delegation import find
 from pyvmm.errors import HostError
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -34,7 +35,7 @@ class Host:
 
     def find(self, where: str | None = None) -> tuple[str, str]:
         mounts = (str(self.mount / "absent"), str(self.mount))
-        return cgroup.find(where, mounts=mounts, own=str(self.own))
+        return find(where, mounts=mounts, own=str(self.own))
 
 
 @pytest.fixture
