@@ -10,13 +10,14 @@ PACKAGES := gcc make pkg-config libext2fs-dev e2fsprogs python3-dev python3-venv
 	buildah docker-registry debootstrap openssl busybox-static cpio lz4 zstd acpica-tools
 FUZZ_PACKAGES := clang libclang-rt-dev
 FUZZ_SECONDS ?= 1200
+ANALYZE_PACKAGES := clang-tidy
 KVMBOX_PACKAGES := qemu-system-x86
 
 C_SOURCES := $(wildcard csrc/*.[ch] csrc/*.py rootfs/*.[ch] rootfs/*.py rootfs/kernel.config \
 	init/*.[chS] init/Makefile) setup.py
 KVMBOX_RECIPE := $(addprefix tests/kvmbox/,box.py box_init initramfs_init launcher)
 
-.PHONY: help setup build kernels demo test lint bench fuzz clean
+.PHONY: help setup build kernels demo test lint analyze bench fuzz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +26,7 @@ help:
 	@echo 'build   the C parts again, if they changed'
 	@echo 'demo    run an image and show what comes back'
 	@echo 'test    all tests        lint    ruff, mypy, clang-format'
+	@echo 'analyze gcc -fanalyzer and clang-tidy'
 	@echo 'bench   measurements, beside QEMU'
 	@echo 'fuzz    what reads images, for FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'clean   what was built in this directory; the cache stays'
@@ -78,6 +80,13 @@ fuzz: build build/fuzz.stamp
 build/fuzz.stamp: Makefile | build/venv.stamp
 	@tests/packages.sh $(FUZZ_PACKAGES)
 	@$(VENV)/pip install --quiet 'atheris>=3'
+	@touch $@
+
+analyze: build/analyze.stamp
+	@tests/analyze.sh
+
+build/analyze.stamp: Makefile | build/packages.stamp
+	@tests/packages.sh $(ANALYZE_PACKAGES)
 	@touch $@
 
 lint: build

@@ -4,12 +4,11 @@
 
 #include "failure.h"
 
-int fail(struct failure *f, int status, const char *format, ...)
+void failure_say(struct failure *f, const char *format, ...)
 {
 	va_list args;
 
 	va_start(args, format);
-	vsnprintf(f->text, sizeof(f->text), format, args);
+	(void)vsnprintf(f->text, sizeof(f->text), format, args);
 	va_end(args);
-	return status;
 }

@@ -12,7 +12,9 @@ struct failure {
 	char text[512];
 };
 
-int fail(struct failure *f, int status, const char *format, ...)
-	__attribute__((format(printf, 3, 4)));
+void failure_say(struct failure *f, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* A macro, so that a static analyzer sees which status a function returns. */
+#define fail(f, status, ...) (failure_say(f, __VA_ARGS__), (status))
 
 #endif

@@ -27,6 +27,7 @@ static int split(struct ext4_writer *w, const char *path, struct place *place)
 {
 	const char *whole = path;
 	size_t used = 0;
+	const char *base;
 	char *slash;
 
 	while (*(path += strspn(path, "/"))) {
@@ -50,7 +51,8 @@ static int split(struct ext4_writer *w, const char *path, struct place *place)
 	}
 	place->dir[used] = '\0';
 	slash = strrchr(place->dir, '/');
-	strcpy(place->base, slash ? slash + 1 : place->dir);
+	base = slash ? slash + 1 : place->dir;
+	memcpy(place->base, base, strlen(base) + 1);
 	place->dir[slash ? slash - place->dir : 0] = '\0';
 	return 0;
 }

@@ -426,6 +426,8 @@ int tar_next(struct tar *t, struct tar_entry **out)
 		if (err)
 			return err;
 		memcpy(header, block, TAR_BLOCK); /* reading on moves the buffer */
+		/* Without the string's end: 0 is a type.
+		 * NOLINTNEXTLINE(bugprone-not-null-terminated-result) */
 		if (!memchr("xgLK", header[TYPE], 4)) {
 			err = entry(t, header,
 				    t->overrides.has_size ? t->overrides.size : (uint64_t)size);

@@ -42,9 +42,11 @@ static int identifier(struct tar *t, const char *value, const char *what, bool *
 	uint64_t number;
 	int err = whole_number(t, value, what, UINT32_MAX, &number);
 
+	if (err)
+		return err;
 	*has = true;
 	*out = (uint32_t)number;
-	return err;
+	return 0;
 }
 
 /* Seconds with an optional sign and fraction. Nanoseconds count up from the second before. */

@@ -120,6 +120,7 @@ int tree_drop(struct ext4_writer *w, struct inode *inode)
 	if (inode->links)
 		return 0;
 	while (inode->dir.first) {
+		/* That changes `first`: its parent is this inode. NOLINTNEXTLINE(*-unix.Malloc) */
 		int failed = tree_unlink(w, inode->dir.first);
 
 		err = err ? err : failed;
