@@ -10,9 +10,9 @@
  * line or waits, the loop does not watch it.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -61,7 +61,8 @@ void conn_free(struct conn *c)
 	if (c->ev.events)
 		loop_remove(c->vsock->dev.vm, &c->ev);
 	close(c->ev.fd);
-	free(c->held);
+	if (c->held)
+		munmap(c->held, BUF_ALLOC);
 	*c = (struct conn){.ev = {.fd = -1}, .vsock = c->vsock};
 }
 
@@ -141,8 +142,15 @@ static bool conn_take(struct conn *c, struct iovec *iov, unsigned n_iov, uint32_
 	}
 	if ((uint32_t)n == len)
 		return true;
-	if (!c->held && !(c->held = malloc(BUF_ALLOC)))
-		return false;
+	if (!c->held) {
+		/* Not malloc(): what that asks of the kernel, no seccomp filter could foresee. */
+		void *held = mmap(NULL, BUF_ALLOC, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (held == MAP_FAILED)
+			return false;
+		c->held = held;
+	}
 	for (size_t skip = (size_t)n; skip < len;) {
 		uint32_t end = (c->held_at + c->held_len) % BUF_ALLOC;
 		size_t part = MIN(len - skip, BUF_ALLOC - end);

@@ -22,16 +22,16 @@ POLICIES = os.path.join(os.path.dirname(__file__), "policies")
 
 # asm/unistd_64.h: what the policies name
 CALLS = {
-    "read": 0, "write": 1, "close": 3, "poll": 7, "mmap": 9, "mprotect": 10, "munmap": 11,
+    "read": 0, "write": 1, "close": 3, "poll": 7, "mmap": 9, "munmap": 11,
     "brk": 12, "rt_sigprocmask": 14, "rt_sigreturn": 15, "ioctl": 16, "pread64": 17, "writev": 20,
     "mremap": 25, "madvise": 28, "getpid": 39, "sendto": 44, "sendmsg": 46, "recvmsg": 47,
-    "shutdown": 48, "exit": 60, "futex": 202, "sched_getaffinity": 204, "restart_syscall": 219,
+    "shutdown": 48, "exit": 60, "futex": 202, "restart_syscall": 219,
     "clock_gettime": 228, "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "tgkill": 234,
     "fallocate": 285, "preadv": 295, "pwritev": 296, "getrandom": 318,
 }  # fmt: skip
 CONSTANTS = {
     "PROT_READ": 1, "PROT_WRITE": 2,
-    "MAP_PRIVATE": 2, "MAP_DROPPABLE": 8, "MAP_ANONYMOUS": 0x20, "MAP_NORESERVE": 0x4000,
+    "MAP_PRIVATE": 2, "MAP_DROPPABLE": 8, "MAP_ANONYMOUS": 0x20,
     "MREMAP_MAYMOVE": 1, "MADV_DONTNEED": 4,
     "FUTEX_WAIT": 0, "FUTEX_WAKE": 1, "FUTEX_WAIT_BITSET": 9, "FUTEX_PRIVATE_FLAG": 128,
     "FUTEX_CLOCK_REALTIME": 256,
