@@ -114,6 +114,8 @@ def _run(a: Values) -> int:
         "max_output": a.max_output,
         "privileged": a.privileged,
         "jail": a.jail,
+        "cgroup": a.cgroup,
+        "disk_rate": a.disk_rate,
         "kernel": a.kernel,
         "entry": a.entry,
         "cmdline_extra": a.cmdline_extra,
@@ -124,7 +126,7 @@ def _run(a: Values) -> int:
     from .launch import WorkerProcess, server
 
     server.fork()
-    worker = WorkerProcess(jail=a.jail == "on")
+    worker = WorkerProcess(jail=a.jail == "on", cgroup=a.cgroup)
     if a.jail == "off":
         say("warning: --jail=off: a guest that breaks out of the monitor has all your rights")
     if not a.json:
@@ -238,7 +240,8 @@ def _doctor(a: Values) -> int:
     failed = False
     for check in doctor.checks():
         failed |= bool(check.trouble) and check.needed
-        print(f"✗ {check.name}: {check.trouble}" if check.trouble else f"✓ {check.name}")
+        fact = f": {check.trouble or check.fact}" if check.trouble or check.fact else ""
+        print(f"{'✗' if check.trouble else '✓'} {check.name}{fact}")
         if check.trouble and check.mend:
             print(f"    mend: {check.mend}")
     return 1 if failed else 0
@@ -288,6 +291,8 @@ COMMANDS = (
             Option("--privileged", "", "leave the program its rights in the guest", False),
             Option("--jail", "on|off", "off: no walls around the monitor, it has all your rights",
                    "on", choices=("on", "off")),
+            Option("--cgroup", "PATH", "where to make the VM's cgroup, below the mount of cgroup2"),
+            Option("--disk-rate", "SIZE", "bytes a second to read, and to write, at most"),
             Option("--kernel", "KERNEL", "minimal, stock or a file (default: minimal if built)"),
             Option("--entry", "HOW", "linux64 (default) or pvh: how the kernel is entered",
                    "linux64", choices=("linux64", "pvh")),

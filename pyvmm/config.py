@@ -75,6 +75,10 @@ class Config(Record):
     """Keep all capabilities and no seccomp filter, inside the guest."""
     jail: JailMode = "on"
     """``"off"``: no walls around the monitor (jail.py). A guest that breaks it has your rights."""
+    cgroup: str | None = None
+    """Where to make the VM's cgroup, below the mount of cgroup2; None: where it is possible."""
+    disk_rate: int | str | None = None
+    """Bytes a second that the run may read from disk, and write to it; None: no limit."""
     kernel: str | None = None
     """``"minimal"``, ``"stock"`` or a path; None: minimal if it is there, else stock."""
     entry: Entry = "linux64"
@@ -87,6 +91,10 @@ class Config(Record):
     def check(self) -> None:
         for name in ("memory", "disk", "max_output"):
             setattr(self, name, parse_size(getattr(self, name), name))
+        if self.disk_rate is not None:
+            self.disk_rate = parse_size(self.disk_rate, "disk_rate")
+        if self.jail == "off" and (self.cgroup, self.disk_rate) != (None, None):
+            raise UsageError("a cgroup and a disk rate need the jail: leave out --jail=off")
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise UsageError(f"vcpus {self.vcpus}: must be 1 to {MAX_VCPUS}")
         if self.timeout is not None and self.timeout <= 0:

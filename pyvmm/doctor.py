@@ -9,13 +9,18 @@ import struct
 from collections.abc import Iterator
 from fcntl import ioctl
 
-from . import boot, cpu, layout
-from .errors import PyvmmError
+from . import boot, cpu, layout, walls
+from .errors import HostError, PyvmmError
 from .host import open_kvm
 from .kvm import Kvm
 from .memory import GuestMemory
 from .record import Record
 
+WALL_MENDS = {
+    "landlock": "a kernel with CONFIG_SECURITY_LANDLOCK, and lsm=…,landlock on its command line",
+    "cgroup": "run as root, or in a delegated cgroup: "
+    "systemd-run --user --scope -p Delegate=yes, and from a leaf of it",
+}
 KVM_RUN = 0xAE80
 KVM_EXIT_IO = 2
 
@@ -73,7 +78,10 @@ class Check(Record):
     """One line of the doctor's."""
 
     name: str
+    fact: str = ""
+    """what there is"""
     trouble: str = ""
+    """what there is not, and why"""
     mend: str = ""
     needed: bool = True
 
@@ -82,26 +90,40 @@ def checks() -> Iterator[Check]:
     """All checks, in the order in which their failures matter."""
     try:
         reason = why_not_linux()
-        yield Check("KVM", reason)
+        yield Check("KVM", trouble=reason)
     except PyvmmError as e:
-        yield Check("KVM", str(e))
+        yield Check("KVM", trouble=str(e))
+    yield from _walls()
     yield _extensions()
     yield _kernels()
     yield _directory(os.environ.get("TMPDIR") or "/var/tmp")
     tools = [t for t in ("flex", "bison", "bc", "make", "gcc") if not shutil.which(t)]
     yield Check(
         "kernel build",
-        f"missing: {', '.join(tools)} (only for `pyvmm kernel build`)" if tools else "",
-        f"sudo apt-get install {' '.join(tools)} libelf-dev",
+        trouble=f"missing: {', '.join(tools)} (only for `pyvmm kernel build`)" if tools else "",
+        mend=f"sudo apt-get install {' '.join(tools)} libelf-dev",
         needed=False,
     )
+
+
+def _walls() -> Iterator[Check]:
+    try:
+        found = walls.found()
+    except HostError as e:
+        yield Check("jail", trouble=str(e))
+        return
+    for name, fact in found.items():
+        if fact.startswith("none: "):
+            yield Check(f"wall: {name}", trouble=fact, mend=WALL_MENDS[name], needed=False)
+        else:
+            yield Check(f"wall: {name}", fact)
 
 
 def _extensions() -> Check:
     try:
         from . import _ext4  # noqa: F401
     except ImportError as e:
-        return Check("ext4 writer", str(e), "sudo apt-get install libext2fs2 libarchive13")
+        return Check("ext4 writer", trouble=str(e), mend="sudo apt-get install libext2fs2")
     return Check("ext4 writer")
 
 
@@ -110,12 +132,15 @@ def _kernels() -> Check:
 
     if kernel.installed():
         return Check("guest kernel")
-    return Check("guest kernel", "none in the cache yet", "pyvmm kernel fetch", needed=False)
+    return Check(
+        "guest kernel", trouble="none in the cache yet", mend="pyvmm kernel fetch", needed=False
+    )
 
 
 def _directory(path: str) -> Check:
     try:
         os.close(os.open(path, os.O_TMPFILE | os.O_RDWR, 0o600))
     except OSError as e:
-        return Check("temporary files", f"{path}: {e.strerror}", "set TMPDIR to another directory")
-    return Check("temporary files")
+        why = f"{path}: {e.strerror}"
+        return Check("temporary files", trouble=why, mend="set TMPDIR to another directory")
+    return Check("temporary files", path)

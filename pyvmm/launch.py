@@ -11,9 +11,9 @@ from _signal import SIGKILL, SIGSYS, pidfd_send_signal
 from _socket import AF_UNIX, SOCK_SEQPACKET, socketpair
 from _thread import allocate_lock
 
-from . import passing
-from .host import open_kvm
-from .quick_json import loads
+from . import passing, report
+from .cgroup import Cgroup
+from .host import log, logged, open_kvm
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 REPORT_GRACE = 10.0  # seconds for the worker to report after it was told to stop
 DYING = 1.0  # seconds for a worker that has closed its socket to be gone
-MAX_REPORT = 1 << 20
 
 
 class Server:
@@ -37,7 +36,7 @@ class Server:
     def _open(self) -> socket:
         """Make the socket and the log; returns the server's end."""
         self._requests, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        self._log = os.memfd_create("pyvmm-server-log")
+        self._log = log("pyvmm-server-log")
         return theirs
 
     def fork(self) -> None:
@@ -107,7 +106,7 @@ class Server:
                 pass  # another process's, or somebody waits for every child
 
     def last_words(self) -> str:
-        return _text(self._log)
+        return logged(self._log) if self._log >= 0 else ""
 
 
 server = Server()
@@ -116,19 +115,27 @@ server = Server()
 class WorkerProcess:
     """A worker (worker.py), which makes a VM at once. It is told what to run by assign()."""
 
-    def __init__(self, *, jail: bool = True) -> None:
-        """Raises HostError without /dev/kvm."""
+    def __init__(self, *, jail: bool = True, cgroup: str | None = None) -> None:
+        """Raises HostError without /dev/kvm, and if a ``cgroup`` is named that cannot be used."""
         kvm = open_kvm()
+        self.cgroup = Cgroup(cgroup) if jail else None
+        """its limits, yet to be set; None without a jail"""
         self.control, control = socketpair(AF_UNIX, SOCK_SEQPACKET)
         self._life, life = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        self._log = os.memfd_create("pyvmm-worker-log")
+        self._log = log("pyvmm-worker-log")
         self._pidfd = -1
         self._pid: int | None = None
         self._status: int | None = None
         self._over = False  # it has reported, or is gone
         try:
-            message = passing.JAILED if jail else passing.OPEN
+            message = passing.OPEN
+            if self.cgroup:
+                message = passing.JAILED + self.cgroup.path.encode()
             server.request(message, control.fileno(), self._log, life.fileno(), kvm)
+        except BaseException:
+            if self.cgroup:
+                self.cgroup.close()
+            raise
         finally:
             control.close()
             life.close()
@@ -173,7 +180,10 @@ class WorkerProcess:
             pass  # it has ended by itself; its report waits in the socket
 
     def report(self) -> dict[str, Any]:
-        """Its report, after stop() or an end of its own; empty if it died without one."""
+        """Its report, after stop() or an end of its own; empty if it died without one.
+
+        Raises GuestError if that is not a report.
+        """
         message = b""
         if _readable(self.control, REPORT_GRACE):
             message = self._receive()
@@ -183,16 +193,14 @@ class WorkerProcess:
         if not message:
             self.kill()
         self._over = True
-        report = loads(message or b"{}")
-        assert isinstance(report, dict)
-        return report
+        return report.read(message)
 
     def _receive(self) -> bytes:
         # A worker that ended by itself leaves our "stop" unread: that resets the connection, which
         # Linux tells once, before it gives what was sent (the report).
         for _ in range(2):
             try:
-                return self.control.recv(MAX_REPORT)
+                return self.control.recv(report.MAX)
             except ConnectionResetError:
                 continue
         return b""
@@ -206,7 +214,7 @@ class WorkerProcess:
             number = os.WTERMSIG(status)
             why = ": a system call that its seccomp policy forbids" if number == SIGSYS else ""
             return f"worker killed by signal {number} ({strsignal(number)}){why}"
-        said = _text(self._log) or (server.last_words() if status is None else "")
+        said = logged(self._log) or (server.last_words() if status is None else "")
         return f"worker failed: {said.splitlines()[-1] if said else 'no report'}"
 
     def kill(self) -> None:
@@ -233,6 +241,8 @@ class WorkerProcess:
             if wait and self._pidfd >= 0:
                 _readable(self._pidfd, REPORT_GRACE)
             self._life.close()
+            if self.cgroup:
+                self.cgroup.let_go()  # the server removes it
             os.close(self._log)
             self._log = -1
             if self._pidfd >= 0:
@@ -243,7 +253,3 @@ def _readable(sock: socket | int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
-
-
-def _text(log: int) -> str:
-    return os.pread(log, 1 << 16, 0).decode("utf-8", "replace").strip() if log >= 0 else ""

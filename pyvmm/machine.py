@@ -15,6 +15,7 @@ from _signal import SIGKILL
 from _socket import socket, socketpair
 
 from . import console, plan, results, timeline
+from .cgroup import is_on_tmpfs, memory_for, pids_for
 from .config import Config
 from .disk import base_disk
 from .host import open_file, open_overlay
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Self, Unpack
 
+    from .cgroup import Cgroup
     from .options import Options
 
 SLOWEST = 1 << 20  # bytes a second that output files must come at, after boot_timeout
@@ -94,9 +96,8 @@ class Machine:
         try:
             # First: what the host lacks is no reason to unpack an image or fetch a kernel.
             placed = plan.place(config)
-            self._worker = self._worker or WorkerProcess(
-                jail=config.jail == "on"
-            )  # its VM is made while we prepare
+            if not self._worker:  # its VM is made while we prepare
+                self._worker = WorkerProcess(jail=config.jail == "on", cgroup=config.cgroup)
 
             def prepare(image: Image) -> None:
                 self._plan = plan.make(config, placed, image, self._progress)
@@ -110,6 +111,7 @@ class Machine:
             fds["overlay"] = open_overlay(config.disk_bytes)
             if config.console is not None:
                 fds["console"] = os.dup(config.console)
+            self._limit(self._worker.cgroup, fds)
             self._results, guest_end = socketpair()
             fds["results"] = guest_end.detach()
             spec = self._plan.spec | {"console_size": console.SIZE, "port": results.PORT}
@@ -128,6 +130,22 @@ class Machine:
         self._configured = False
         self._input = None if config.stdin is None else results.Input(config.stdin)
         self._times["spawned"] = time.monotonic()
+
+    def _limit(self, group: Cgroup | None, fds: dict[str, int]) -> None:
+        """Let the VM take what it is made of from the host, and no more."""
+        config = self.config
+        if not group:
+            return
+        ram = 0 if config.hugepages else config.memory_bytes  # those are counted elsewhere
+        on_tmpfs = is_on_tmpfs(fds["overlay"])
+        rate = config.disk_rate
+        group.limit(
+            memory=memory_for(ram, config.vcpus, config.disk_bytes, on_tmpfs=on_tmpfs),
+            pids=pids_for(config.vcpus),
+            cpus=config.vcpus + 1,
+            cpuset=config.cpus,
+            disk_rate=(int(rate), (fds["base"], fds["overlay"])) if rate else None,
+        )
 
     def _open_image(self) -> Image:
         config = self.config
@@ -282,15 +300,19 @@ class Machine:
 
     def _account(self, result: Result, report: dict[str, Any]) -> None:
         """The run's phases by the host's clock, its marks and its exits."""
-        times = dict(self._times)
-        if self.began is not None:
-            times["process"] = self.began
+        times: dict[str, float] = {}
         if "times" in report:
-            times |= {name: ns / 1e9 for name, ns in report["times"].items()}
+            times = {name: ns / 1e9 for name, ns in report["times"].items()}
             times |= {name: mark["time_ns"] / 1e9 for name, mark in report["marks"].items()}
             result.exits = report["exits"] | {"kvm": report["kvm_exits"]}
             result.marks = report["marks"]
             result.walls = report["walls"]
+            if group := self._worker and self._worker.cgroup:
+                limits = "; ".join(["memory, pids, cpu", *group.notes])
+                result.walls["cgroup"] = f"none: {group.reason}" if group.reason else limits
+        times |= self._times  # ours last: the worker has no say in them
+        if self.began is not None:
+            times["process"] = self.began
         result.timeline = timeline.phases(times)
         result.timings = {phase["name"]: phase["seconds"] for phase in result.timeline}
         session = self._session

@@ -42,6 +42,8 @@ class Options(TypedDict, total=False):
     max_output: int | str
     privileged: bool
     jail: JailMode
+    cgroup: str | None
+    disk_rate: int | str | None
     kernel: str | None
     entry: Entry
     cmdline_extra: str

@@ -1,11 +1,11 @@
 """Makes workers by forking, so that a run waits for no interpreter to start.
 
-Requests come over a socket (passing.JAILED or OPEN), with four or five descriptors: the worker's
-control socket, a file for what it says on stderr, its life line, /dev/kvm, and its cgroup if it has
-one. On the life line the server answers with the worker's process id (or a negative errno) and a
-pidfd, and tells its wait status at the end. Whoever lets go of it has no more interest in a worker,
-which is then ending: the next one starts only when it is gone, so that the memory of two guests is
-never held for one.
+Requests come over a socket (passing.JAILED or OPEN), each with four descriptors: the worker's
+control socket, a file for what it says on stderr, its life line, and /dev/kvm. On the life line the
+server answers with the worker's process id (or a negative errno) and a pidfd, and tells its wait
+status at the end, when its cgroup is gone, too. Whoever lets go of it has no more interest in a
+worker, which is then ending: the next one starts only when it is gone, so that the memory of two
+guests is never held for one.
 """
 
 from __future__ import annotations
@@ -13,19 +13,31 @@ from __future__ import annotations
 import os
 import select
 import struct
-from _signal import SIG_BLOCK, SIG_DFL, SIGINT, SIGPIPE, SIGTERM, pthread_sigmask, signal
+from _signal import (
+    SIG_BLOCK,
+    SIG_DFL,
+    SIGINT,
+    SIGKILL,
+    SIGPIPE,
+    SIGTERM,
+    pidfd_send_signal,
+    pthread_sigmask,
+    signal,
+)
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket
 from fcntl import F_DUPFD, fcntl
 
 from . import jail, passing
 from ._core import ffi, lib
+from .cgroup import remove
 from .kvm import Kvm
 
-FDS = 5
+FDS = 4
+CGROUP_GRACE = 5.0  # seconds for a cgroup to be empty whose process is gone
+MAX_REQUEST = 8192  # bytes: a path
 NAME, WORKER_NAME = "pyvmm-server", "pyvmm-worker"
 CONTROL, KVM = 3, 4  # a worker's descriptors
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
-SIGKILL = 9
 
 
 def main(requests: int, *, preload: bool = True) -> None:
@@ -45,29 +57,35 @@ def main(requests: int, *, preload: bool = True) -> None:
 class Server:
     def __init__(self, requests: socket) -> None:
         self._requests = requests
-        self._workers: dict[int, tuple[int, socket]] = {}  # by pidfd: process id, life line
+        self._workers: dict[int, tuple[int, socket, str]] = {}
+        """by pidfd: process id, life line, cgroup"""
         self._poll = select.poll()
         self._poll.register(requests, select.POLLIN)
 
     def run(self) -> None:
+        """Until there is nobody to ask for more: then what is left ends at once."""
         while True:
             ready = {fd for fd, _ in self._poll.poll()}
             for pidfd in ready & self._workers.keys():
                 self._ended(pidfd)
             if self._requests.fileno() in ready and not self._serve():
-                return
+                break
+        for pidfd in self._workers:
+            pidfd_send_signal(pidfd, SIGKILL)
+        for pidfd in list(self._workers):
+            self._ended(pidfd)
 
     def _serve(self) -> bool:
-        message, fds = passing.receive(self._requests, 16, FDS)
+        message, fds = passing.receive(self._requests, MAX_REQUEST, FDS)
         if not message:
             return False
-        control, log, line, kvm, *cgroup = fds
+        control, log, line, kvm = fds
         life = socket(AF_UNIX, SOCK_SEQPACKET, 0, line)
         self._wait_for_leavers()
-        jailed = message == passing.JAILED
-        pidfd = ffi.new("int *")
         _name(WORKER_NAME)  # what is born with it never has another
-        pid = lib.jail_clone(jail.namespaces() if jailed else 0, *cgroup or (-1,), pidfd)
+        jailed = message.startswith(passing.JAILED)
+        cgroup = message.removeprefix(passing.JAILED).decode() if jailed else ""
+        pid, pidfd = _clone(jail.namespaces() if jailed else 0, cgroup)
         if pid == 0:
             _become_worker(control, log, kvm, jailed)
         _name(NAME)
@@ -75,26 +93,47 @@ class Server:
             _tell(life, pid)
             life.close()
         else:
-            self._workers[pidfd[0]] = pid, life
-            self._poll.register(pidfd[0], select.POLLIN)
-            _tell(life, pid, pidfd[0])
-        for fd in control, log, kvm, *cgroup:
+            self._workers[pidfd] = pid, life, cgroup
+            self._poll.register(pidfd, select.POLLIN)
+            _tell(life, pid, pidfd)
+        for fd in control, log, kvm:
             os.close(fd)
         return True
 
     def _wait_for_leavers(self) -> None:
-        for pidfd, (_, life) in list(self._workers.items()):
+        for pidfd, (_, life, _) in list(self._workers.items()):
             poll = select.poll()
             poll.register(life, select.POLLIN)
             if poll.poll(0):
                 self._ended(pidfd)
 
     def _ended(self, pidfd: int) -> None:
-        pid, life = self._workers.pop(pidfd)
+        pid, life, cgroup = self._workers.pop(pidfd)
         self._poll.unregister(pidfd)
-        _tell(life, os.waitpid(pid, 0)[1])
+        status = os.waitpid(pid, 0)[1]
+        if cgroup:
+            try:
+                remove(cgroup, CGROUP_GRACE)
+            except OSError:
+                pass  # another user's by now, or swept away: the next run looks again
+        _tell(life, status)
         life.close()
         os.close(pidfd)
+
+
+def _clone(flags: int, cgroup: str) -> tuple[int, int]:
+    """fork(): the process id, 0 in the child, or a negative errno; and a pidfd."""
+    pidfd = ffi.new("int *")
+    directory = -1
+    try:
+        if cgroup:
+            directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return lib.jail_clone(flags, directory, pidfd), pidfd[0]
+    except OSError as e:
+        return -(e.errno or 1), -1
+    finally:
+        if directory >= 0:
+            os.close(directory)
 
 
 def _tell(life: socket, number: int, *fds: int) -> None:
@@ -126,7 +165,8 @@ def _become_worker(control: int, log: int, kvm: int, jailed: bool) -> None:
         code = 0
     except BaseException as e:
         _report(e)
-    os._exit(code)
+    finally:
+        os._exit(code)
 
 
 def _report(e: BaseException) -> None:
