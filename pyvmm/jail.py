@@ -32,6 +32,9 @@ UNUSED_ID = 0x7A000000
 # getrlimit(2)'s resources: the module of that name costs a run a shared library
 FSIZE, CORE, NPROC, NOFILE, MEMLOCK, AS = 1, 4, 6, 7, 8, 9
 POLLED = 2  # descriptors that the main thread polls at once: poll(2) refuses more than NOFILE
+# kvm-nx-lpage-recovery, which Linux 6.14 and on adds to the process at the first KVM_RUN: refused,
+# that is EAGAIN for ever
+KVM_THREADS = 1
 SPARE = 64 << 20  # bytes of address space beyond what is mapped when the guest starts
 
 OFF = "or do without the walls around the monitor (--jail=off)"
@@ -67,7 +70,7 @@ class Jail:
         """Give up paths, identity and privileges. Raises HostError for what cannot be had."""
         identity = _unused_id() if os.geteuid() == 0 else 0
         self._filters = [seccomp.policy(kind) for kind in KINDS]
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._stat = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
         _require(lib.jail_root(), "put the VM's process into an empty root directory")
         landlock = lib.jail_landlock()
         _require(lib.jail_drop(identity), "take the VM's process its privileges")
@@ -88,13 +91,15 @@ class Jail:
 
     def close(self, disk: int) -> None:
         """Nothing more is to be opened, started or mapped, no file to be longer than ``disk``."""
-        mapped = int(os.pread(self._statm, 32, 0).split()[0]) * 4096
-        os.close(self._statm)
+        # proc_pid_stat(5), from the third field on
+        stat = os.pread(self._stat, 1024, 0).rpartition(b")")[2].split()
+        threads, mapped = int(stat[17]), int(stat[20])
+        os.close(self._stat)
         for resource, limit in (
             (AS, mapped + SPARE),
             (FSIZE, disk),
             (NOFILE, POLLED),
-            (NPROC, 0),
+            (NPROC, threads + KVM_THREADS),
             (CORE, 0),
             (MEMLOCK, 0),
         ):

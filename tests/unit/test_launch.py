@@ -92,7 +92,7 @@ def test_a_worker_has_nothing_of_ours() -> None:
 
 EXPECTED = {
     "0": "/dev/null", "1": "/memfd:pyvmm-worker-log (deleted)",
-    "2": "/memfd:pyvmm-worker-log (deleted)", "3": "socket", "4": "/dev/null", "5": "statm",
+    "2": "/memfd:pyvmm-worker-log (deleted)", "3": "socket", "4": "/dev/null", "5": "stat",
 }  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def fds_of(pid: int) -> dict[str, str]:
             what = os.readlink(f"/proc/{pid}/fd/{fd}")
         except FileNotFoundError:  # closed meanwhile
             continue
-        found[fd] = {"socket": "socket", "statm": "statm"}.get(
+        found[fd] = {"socket": "socket", "stat": "stat"}.get(
             what.partition(":")[0].rpartition("/")[2], what
         )
     return found
@@ -112,7 +112,7 @@ def fds_of(pid: int) -> dict[str, str]:
 
 def wait_for_fds(pid: int) -> None:
     """Its own are /dev/null, its log twice, the control socket, what is /dev/kvm elsewhere, and its
-    sizes until the guest starts (jail.py).
+    size and threads until the guest starts (jail.py).
     """
     deadline = time.monotonic() + 5
     while fds_of(pid) != EXPECTED and time.monotonic() < deadline:
