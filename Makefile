@@ -14,7 +14,7 @@ ANALYZE_PACKAGES := clang-tidy
 KVMBOX_PACKAGES := qemu-system-x86
 
 C_SOURCES := $(wildcard csrc/*.[ch] csrc/*.py rootfs/*.[ch] rootfs/*.py rootfs/kernel.config \
-	init/*.[chS] init/Makefile) setup.py
+	init/*.[chS] init/Makefile pyvmm/policies/* pyvmm/seccomp.py) setup.py
 KVMBOX_RECIPE := $(addprefix tests/kvmbox/,box.py box_init initramfs_init launcher)
 
 .PHONY: help setup build kernels demo test lint analyze bench fuzz clean

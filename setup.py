@@ -1,10 +1,12 @@
-"""Builds what is not Python: the two C extensions (cffi) and the guest's static init."""
+"""Builds what is not Python: two C extensions (cffi), the guest's static init, seccomp filters."""
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
@@ -13,14 +15,27 @@ HERE = Path(__file__).parent
 
 
 class BuildPy(build_py):
-    """Adds the files that pyvmm carries as data: the init binary and the kernel configuration."""
+    """Adds what pyvmm carries as data: init, the kernel configuration, the threads' filters."""
 
     def run(self) -> None:
         data = HERE / "pyvmm" / "_data"
         data.mkdir(exist_ok=True)
         subprocess.run(["make", "-C", str(HERE / "init"), f"OUT={data / 'init'}"], check=True)
         shutil.copy(HERE / "rootfs" / "kernel.config", data / "kernel.config")
+        seccomp = _module("seccomp")
+        for kind in seccomp.KINDS:
+            policy = (HERE / "pyvmm" / "policies" / f"{kind}.policy").read_text()
+            (data / f"{kind}.bpf").write_bytes(seccomp.compile(policy))
         super().run()
+
+
+def _module(name: str) -> Any:
+    """A file of pyvmm by itself: the package needs what is yet to be built."""
+    spec = importlib.util.spec_from_file_location(name, HERE / "pyvmm" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 setup(

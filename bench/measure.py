@@ -12,6 +12,7 @@ from types import ModuleType
 import memory
 import ours
 import qemu
+import unjailed
 from kvmtrace import Exits, Trace
 from subject import MEMORY_MIB, Subject
 from table import Row
@@ -27,6 +28,7 @@ GOALS = {
     "command to exit": 0.5,
     "command to first guest instruction": 0.5,
     "the same, beside bare python3": 3.0,
+    "command to program, with all walls": 1.05,
     "first instruction to init": 0.9,
     "exits to user space, until the program": 0.2,
     "all exits, until init": 0.7,
@@ -39,6 +41,10 @@ TIMES = {
     "program": "init to program",
     "end": "program's start to END",
     "leave": "END to exit",
+}
+WALLS = {
+    ("first", "init", "program"): "command to program, with all walls",
+    ("end",): "program's start to END, with all walls",
 }
 Times = dict[str, float]
 
@@ -85,11 +91,12 @@ class Bench:
 
     def times(self, subject: Subject) -> None:
         """The command, phase by phase."""
-        for vmm in self.vmms:
+        vmms = [*self.vmms, unjailed]
+        for vmm in vmms:
             vmm.run(subject)  # warm: files in the page cache
-        taken: dict[str, list[Times]] = {vmm.NAME: [] for vmm in self.vmms}
+        taken: dict[str, list[Times]] = {vmm.NAME: [] for vmm in vmms}
         for number in range(self.runs):
-            for vmm in self.vmms:
+            for vmm in vmms:
                 taken[vmm.NAME].append(times := _timed(vmm, subject))
                 told = f"{times['exit'] * self.clock.per_second:.0f} {self.clock.unit}"
                 say(f"{subject.name} run {number + 1}: {vmm.NAME} {told}")
@@ -106,6 +113,19 @@ class Bench:
                 loop = statistics.median(ours.loop(subject, LOOPS)) * self.clock.per_second
                 self.row(subject, unit, "the same, but run() again in one process", unit,
                          loop, both[1])  # fmt: skip
+
+        self._walls(subject, taken)
+
+    def _walls(self, subject: Subject, taken: dict[str, list[Times]]) -> None:
+        """What the jail costs: until the program runs, and while it does."""
+        for keys, figure in WALLS.items():
+            both = [
+                sum(self._median(taken[name], key) or 0 for key in keys)
+                for name in (ours.NAME, unjailed.NAME)
+            ]
+            row = Row(subject.name, self.clock.unit, figure, self.clock.unit, both[0],
+                      unjailed.NAME, both[1], GOALS.get(figure))  # fmt: skip
+            self.rows.append(row)
 
     def _median(self, taken: list[Times], key: str) -> float | None:
         values = [times[key] * self.clock.per_second for times in taken if key in times]

@@ -35,10 +35,10 @@ def _command(subject: Subject, *options: str) -> list[str]:
     return [pyvmm, "run", *arguments, "--memory", f"{MEMORY_MIB}M", *options, "--"]
 
 
-def run(subject: Subject) -> Run:
+def run(subject: Subject, *options: str) -> Run:
     """Run /bin/true once. Its --json (which costs us a little) tells when END was there."""
     with tempfile.NamedTemporaryFile() as report:
-        command = [*_command(subject, "--json", report.name), *TRUE]
+        command = [*_command(subject, "--json", report.name, *options), *TRUE]
         begin = time.monotonic()
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
         ended = time.monotonic()

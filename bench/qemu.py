@@ -112,6 +112,7 @@ def _config(argv: Sequence[str]) -> bytes:
         user="",
         hostname="pyvmm",
         outputs=[],
+        limit=1 << 20,
         stdin=False,
         privileged=False,
         clock_ns=time.time_ns(),

@@ -111,8 +111,9 @@ def _unused_id() -> int:
     """User and group of a root's worker. 0, where a user namespace has but one: to be left so."""
     last = UNUSED_ID + int.from_bytes(os.urandom(3), "little")
     for name in ("uid_map", "gid_map"):
-        with open(f"/proc/self/{name}") as file:
-            first, _, count = file.read().split()[-3:]
+        fd = os.open(f"/proc/self/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        first, _, count = os.read(fd, 1 << 16).split()[-3:]
+        os.close(fd)
         last = min(last, int(first) + int(count) - 1)
     return last
 

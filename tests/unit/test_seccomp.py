@@ -257,8 +257,17 @@ DENIED = {
 every_kind = pytest.mark.parametrize("kind", seccomp.KINDS)
 
 
+def policy_of(kind: str) -> str:
+    return (Path(seccomp.__file__).with_name("policies") / f"{kind}.policy").read_text()
+
+
+@every_kind
+def test_the_build_has_compiled_the_policies(kind: str) -> None:
+    assert seccomp.policy(kind) == seccomp.compile(policy_of(kind))
+
+
 def rules(kind: str) -> list[str]:
-    lines = (Path(seccomp.POLICIES) / f"{kind}.policy").read_text().splitlines()
+    lines = policy_of(kind).splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
