@@ -5,10 +5,9 @@ The disk is the only file ever made on the host: see disk_writer.py; disk_cache.
 
 from __future__ import annotations
 
-import fcntl
 import os
 
-from pyvmm.cache import cache_dir, is_file_at
+from pyvmm.cache import cache_dir, make_once, sweep
 from pyvmm.errors import DiskError
 
 TYPE_CHECKING = False  # see record.py
@@ -35,8 +34,10 @@ def base_disk(
     same image and size give the same bytes. Processes that want the same disk at once make it once.
     ``limits`` are of the image, where they are not the default; ``progress`` is called with a line
     for each step. Raises ImageError for a damaged image or one beyond its limits, and DiskError if
-    it does not fit or the host's disk cannot be written.
+    it does not fit or the host's disk cannot be written. What killed runs left
+    unfinished is removed.
     """
+    sweep()
     size -= size % _BLOCK
     name = f"{image.digest.replace(':', '-')}-{size}-v{FORMAT}.ext4"
     path = os.path.join(cache_dir("disks"), name)
@@ -50,7 +51,7 @@ def base_disk(
             note_checksum(part, path)
 
         try:
-            _make_once(path, size, make)
+            make_once(path, lambda: _is_whole(path, size), make)
         except OSError as error:
             raise DiskError(f"{path}: cannot be made: {error.strerror or error}") from None
     return path
@@ -61,26 +62,3 @@ def _is_whole(path: str, size: int) -> bool:
         return os.stat(path).st_size == size
     except FileNotFoundError:
         return False
-
-
-def _make_once(path: str, size: int, make: Callable[[str], None]) -> None:
-    """Let one process at a time make a part file, which becomes ``path`` when it is complete.
-
-    A process that is killed leaves its part file without a lock, and the next one takes it over.
-    """
-    part = f"{path}.part"
-    while not _is_whole(path, size):
-        with open(part, "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not is_file_at(file.fileno(), part):  # whom we waited for renamed or removed it
-                continue
-            try:
-                if not _is_whole(path, size):
-                    make(part)
-                    os.fsync(file.fileno())
-                    os.rename(part, path)
-                    os.fchmod(file.fileno(), 0o444)  # now: what stays behind is taken over
-            finally:
-                if is_file_at(file.fileno(), part):
-                    os.unlink(part)
-                fcntl.flock(file, fcntl.LOCK_UN)  # a child forked meanwhile has the file open, too

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 
 from isal.isal_zlib import crc32  # ten times as fast as zlib's
 
-from pyvmm.cache import cache_dir
+from pyvmm.cache import cache_dir, make_once, part_of, sweep
 from pyvmm.disk import FORMAT
 from pyvmm.record import Record
 
@@ -41,33 +40,23 @@ def bases() -> list[Base]:
 
 
 def remove_leftovers() -> int:
-    """Remove what no run can use: disks of other versions' formats, and parts whose maker was
-    killed. Returns the bytes freed.
+    """Remove what no run can use: what was not finished, and disks of other versions' formats.
+    Returns the bytes freed.
     """
-    freed = 0
+    freed = sweep()
     for entry in _entries():
         disk = entry.path.removesuffix(_CHECKSUM)
-        # A checksum is there before its disk, beside the part.
-        is_checksum = disk != entry.path and (
-            os.path.exists(disk) or os.path.exists(f"{disk}.part")
-        )
+        # A checksum is there before its disk.
+        is_checksum = disk != entry.path and (os.path.exists(disk) or os.path.exists(part_of(disk)))
         if entry.name.endswith(_SUFFIX) or is_checksum:
             continue
         try:
-            freed += _remove_unlocked(entry.path)
-        except FileNotFoundError:
+            used = entry.stat().st_blocks * 512
+            os.unlink(entry.path)
+            freed += used
+        except FileNotFoundError:  # removed meanwhile
             pass
     return freed
-
-
-def _remove_unlocked(path: str) -> int:
-    with open(path, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # somebody makes it just now
-            return 0
-        os.unlink(path)
-        return os.stat(file.fileno()).st_blocks * 512
 
 
 def _entries() -> list[os.DirEntry[str]]:
@@ -86,19 +75,28 @@ def remove(base: Base) -> None:
 
 def is_intact(base: Base) -> bool:
     """Whether every byte is as it was made."""
-    try:
-        with open(_checksum_path(base.path), "rb") as file:
-            return file.read() == _checksum(base.path)
-    except FileNotFoundError:
-        return False
+    return _noted(base.path) == _checksum(base.path)
 
 
 def note_checksum(part: str, path: str) -> None:
     """Keep the checksum of what will be the base disk ``path`` beside it."""
-    with open(_checksum_path(path), "wb") as file:
-        file.write(_checksum(part))
-        file.flush()
-        os.fsync(file.fileno())
+    value = _checksum(part)
+
+    def write(to: str) -> None:
+        with open(to, "wb") as file:
+            file.write(value)
+            file.flush()
+            os.fsync(file.fileno())
+
+    make_once(_checksum_path(path), lambda: _noted(path) == value, write)
+
+
+def _noted(path: str) -> bytes | None:
+    try:
+        with open(_checksum_path(path), "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
 
 
 def _checksum_path(path: str) -> str:

@@ -18,7 +18,7 @@ from pyvmm.oci.stream import uncompressed
 def write(
     image: Image, size: int, path: str, limits: Limits, progress: Callable[[str], object]
 ) -> None:
-    """Make the file ``path`` the ext4 disk of ``image``. Raises ImageError and DiskError."""
+    """Make the file ``path`` the ext4 disk of ``image``, for good. Raises ImageError, DiskError."""
     os.truncate(path, 0)
     os.truncate(path, size)
     made = lib.ext4_create(os.fsencode(path), size, limits.entries, limits.path)
@@ -33,6 +33,8 @@ def write(
         total += _merge(writer, layer, size, limits, total)
     progress("writing the filesystem")
     _check(writer, lib.ext4_finish(writer), size)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _merge(writer: Any, layer: Layer, size: int, limits: Limits, before: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from pyvmm.cache import cache_dir
+from pyvmm.cache import cache_dir, make_once
 from pyvmm.kernel.store import Kernel, identity
 from pyvmm.record import Record
 
@@ -65,10 +65,12 @@ def initramfs_for(kernel: Kernel, init: str) -> str:
     modules = kernel.modules[0].split("/")[-3] if kernel.modules else "none"
     path = os.path.join(cache_dir("initramfs"), f"{modules}-{identity(init)}.cpio")
     if not os.path.exists(path):
-        fresh = f"{path}.{os.getpid()}.part"
-        with open(fresh, "wb") as file:
-            file.write(build(_content(init), [_content(module) for module in kernel.modules]))
-        os.replace(fresh, path)
+
+        def write(part: str) -> None:
+            with open(part, "wb") as file:
+                file.write(build(_content(init), [_content(module) for module in kernel.modules]))
+
+        make_once(path, lambda: os.path.exists(path), write)
     return path
 
 

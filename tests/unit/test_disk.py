@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pyvmm import disk_cache, disk_writer
+from pyvmm import cache, disk, disk_cache, disk_writer
 from pyvmm.disk import base_disk as disk_of
 from pyvmm.errors import DiskError, ImageError
 from pyvmm.oci import Image, open_image, stream
@@ -75,7 +75,7 @@ class Maker:
         """The message of the ImageError that these layers are; nothing may be left behind."""
         with pytest.raises(ImageError) as caught:
             base_disk(open_image(self.image(*layers)), size, **options)
-        assert not list(self.cache.glob("*.part"))
+        assert os.listdir(cache.unfinished()) == []
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -640,13 +640,30 @@ def test_two_at_once_make_it_once(make: Maker) -> None:
 
 
 def test_part_file_of_a_killed_process_is_taken_over(make: Maker) -> None:
+    """If nobody has swept it away before: here, between the two."""
     image = open_image(make.image(layer(file("f", b"x"))))
     path = base_disk(image, 16 * MIB)
     good = path.read_bytes()
     path.unlink()
-    path.with_name(f"{path.name}.part").write_bytes(b"\xff" * 20 * MIB)
-    assert base_disk(image, 16 * MIB).read_bytes() == good
+    Path(f"{path}.crc32").unlink()
+
+    def left(_: str) -> None:
+        Path(cache.part_of(f"{path}.crc32")).write_bytes(b"\xff" * 20)
+
+    Path(cache.part_of(str(path))).write_bytes(b"\xff" * 20 * MIB)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "sweep", lambda: 0)
+        assert base_disk(image, 16 * MIB, progress=left).read_bytes() == good
     assert make.disks() == [path]
+    assert os.listdir(cache.unfinished()) == []
+
+
+def test_a_run_of_a_disk_that_is_there_removes_what_killed_ones_left(make: Maker) -> None:
+    image = open_image(make.image(layer(file("f", b"x"))))
+    base_disk(image, 16 * MIB)
+    Path(cache.unfinished(), "other.ext4.part").write_bytes(b"x")
+    base_disk(image, 16 * MIB)
+    assert os.listdir(cache.unfinished()) == []
 
 
 def test_docker_archive(make: Maker) -> None:

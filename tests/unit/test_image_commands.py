@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pyvmm import cli, disk_cache
+from pyvmm.cache import unfinished
 from pyvmm.disk import FORMAT, base_disk
 from pyvmm.errors import ImageError
 from pyvmm.oci import Image, open_image, with_image
@@ -231,17 +232,18 @@ def test_leftovers_are_pruned(registry: Registry, pyvmm: Any) -> None:
         disk = Path(base_disk(image, 16 << 20))
     disks = disk.parent
     old = disk.with_name(disk.name.replace(f"-v{FORMAT}", f"-v{FORMAT - 1}"))
-    for path in (old, Path(f"{old}.crc32"), disks / "x.ext4", Path(f"{disk}.part")):
+    left = Path(unfinished(), "z.ext4.part")
+    for path in (old, Path(f"{old}.crc32"), disks / "x.ext4", left):
         path.write_bytes(b"x" * 4096)
-    making = disks / "y.ext4.part"
+    making = Path(unfinished(), "y.ext4.part")
     making.write_bytes(b"")
-    Path(disks, "y.ext4.crc32").write_bytes(b"")
+    for name in ("y", "z"):
+        Path(disks, f"{name}.ext4.crc32").write_bytes(b"")
     with making.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert pyvmm("image", "prune") == (0, "", "pyvmm: freed 16.0 KiB\n")
-    assert sorted(disks.iterdir()) == sorted(
-        [disk, Path(f"{disk}.crc32"), making, disks / "y.ext4.crc32"]
-    )
+    assert sorted(disks.iterdir()) == sorted([disk, Path(f"{disk}.crc32"), disks / "y.ext4.crc32"])
+    assert list(making.parent.iterdir()) == [making]
 
 
 def test_damage_elsewhere_is_not_mended(registry: Registry, tmp_path: Path) -> None:
