@@ -32,7 +32,8 @@ class BuildPy(build_py):
 def _module(name: str) -> Any:
     """A file of pyvmm by itself: the package needs what is yet to be built."""
     spec = importlib.util.spec_from_file_location(name, HERE / "pyvmm" / f"{name}.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -8,8 +8,10 @@ A policy's line allows a system call, and says after ``#`` what needs it:
     mmap: arg2 in PROT_READ|PROT_WRITE && arg3 == 0x22      # in: no bit outside of these
     mmap: arg2 == 0                                         # or that
 
-The build compiles them (setup.py): a run has no time for it. Whatever no line allows kills the process. The filter asks line by line, so that calls that come
+Whatever no line allows kills the process. The filter asks line by line, so that calls that come
 often belong first; those that are allowed with any arguments Linux knows without asking (5.11).
+
+The build compiles the policies (setup.py): a run has no time for it.
 """
 
 from __future__ import annotations
