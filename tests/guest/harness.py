@@ -80,11 +80,12 @@ class Host:
         )
 
     def check_clean(self) -> None:
-        """No worker, no temporary file, nothing half-made in the cache."""
+        """No worker, no cgroup, no temporary file, nothing half-made in the cache."""
         deadline = time.monotonic() + EVENT_LIMIT
-        while workers() != self.before and time.monotonic() < deadline:
+        while (workers() != self.before or cgroups()) and time.monotonic() < deadline:
             time.sleep(0.02)  # the result is there before the VM's memory has gone
         assert workers() == self.before
+        assert cgroups() == []
         assert os.listdir(self.temporary) == []
         assert [p for p in Path(cache_dir()).rglob("*") if p.suffix in (".part", ".tmp")] == []
 
@@ -156,6 +157,11 @@ def workers() -> set[int]:
                 if (entry / "comm").read_text() == "pyvmm-worker\n":
                     found.add(int(entry.name))
     return found
+
+
+def cgroups() -> list[str]:
+    """Those of workers, where root's are."""
+    return [path.name for path in Path("/sys/fs/cgroup").glob("pyvmm-*")]
 
 
 def parent(pid: int) -> int:
