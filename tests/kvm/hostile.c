@@ -181,7 +181,8 @@ static void interrupt_each_other(void)
 		    (one_in(2) ? 0x80000 : 0xc0000));
 }
 
-/* NMIs and interrupts from both processors to both, and the random rest of the local APIC. */
+/* NMIs and interrupts from both processors to both, and the random rest of the local APIC. A vector
+ * below 32 is a fault's, to us, and some of those have more on the stack. */
 static void program_interrupts(void)
 {
 	start_second(interrupt_each_other);
@@ -191,12 +192,14 @@ static void program_interrupts(void)
 
 		write32(LAPIC + 0x310, one_in(2) ? 0 : (uint32_t)any());
 		/* The command's low half: never INIT, start-up or SMI. */
-		write32(LAPIC + 0x300, ((uint32_t)any() & 0xcf8ff) | (one_in(4) ? 0x400 : 0));
+		write32(LAPIC + 0x300,
+			((uint32_t)any() & 0xcf8ff) | 0x20 | (one_in(4) ? 0x400 : 0));
 		if (reg != 0x300 && reg != 0x310 && reg != 0xd0 && reg != 0xe0 && reg != 0x20)
-			write32(LAPIC + reg, (uint32_t)any() & (one_in(2) ? 0x500ff : -1u));
+			write32(LAPIC + reg,
+				((uint32_t)any() & (one_in(2) ? 0x500ff : -1u)) | 0x20);
 		(void)read32(LAPIC + (below(0x40) << 4));
 		write32(0xfec00000, below(0x40));
-		write32(0xfec00010, (uint32_t)any() & ~0x700u);
+		write32(0xfec00010, ((uint32_t)any() & ~0x700u) | 0x20);
 	}
 	over = true;
 	__asm__ volatile("cli");
