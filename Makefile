@@ -17,7 +17,7 @@ C_SOURCES := $(wildcard csrc/*.[ch] csrc/*.py rootfs/*.[ch] rootfs/*.py rootfs/k
 	init/*.[chS] init/Makefile pyvmm/policies/* pyvmm/seccomp.py) setup.py
 KVMBOX_RECIPE := $(addprefix tests/kvmbox/,box.py box_init initramfs_init launcher)
 
-.PHONY: help setup build kernels demo test lint analyze bench fuzz clean
+.PHONY: help setup build kernels demo test lint analyze asan bench fuzz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'demo    run an image and show what comes back'
 	@echo 'test    all tests        lint    ruff, mypy, clang-format'
 	@echo 'analyze gcc -fanalyzer and clang-tidy'
+	@echo 'asan    all tests with the address and undefined-behaviour sanitizers: an hour and more'
 	@echo 'bench   measurements, beside QEMU'
 	@echo 'fuzz    what reads images, for FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'clean   what was built in this directory; the cache stays'
@@ -81,6 +82,9 @@ build/fuzz.stamp: Makefile | build/venv.stamp
 	@tests/packages.sh $(FUZZ_PACKAGES)
 	@$(VENV)/pip install --quiet 'atheris>=3'
 	@touch $@
+
+asan: setup
+	@tests/sanitized/run
 
 analyze: build/analyze.stamp
 	@tests/analyze.sh

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+import package
 from box import make_disk
 
 from pyvmm import kernel
@@ -22,36 +26,51 @@ KEPT = 4  # disks of earlier builds
 LIBRARIES = ("isal", "backports.zstd", "urllib3")  # those that the box has no package of
 
 
-def pyvmm_disk() -> Path:
-    """Return a disk with the checkout's pyvmm as pip installs it, built if the source is new."""
-    files = [name for source in SOURCES for name in _files(source)]
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One build at a time."""
+    with open(os.path.join(cache_dir("kvmbox"), "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by closing
+        yield
+
+
+def pyvmm_disk(*, sanitized: bool = False) -> Path:
+    """Return a disk with the tree of install(), built if the source is new."""
     digest = hashlib.sha256(repr(LIBRARIES).encode())
-    for name in files:
+    for name in _sources() + [f"tests/sanitized/{name}" for name in package.SOURCES] * sanitized:
         data = (ROOT / name).read_bytes()
         digest.update(f"{name}\0{len(data)}\0".encode() + data)
-    disk = Path(cache_dir("kvmbox")) / f"pyvmm-{digest.hexdigest()[:16]}.ext4"
+    kind = "sanitized" if sanitized else "pyvmm"
+    disk = Path(cache_dir("kvmbox")) / f"{kind}-{digest.hexdigest()[:16]}.ext4"
     if not disk.exists():
-        _install(files, disk)
-        _forget_old("pyvmm-*.ext4")
+        make_disk(install(sanitized=sanitized), disk, "64M")
+        _forget_old(f"{kind}-*.ext4")
     return disk
 
 
-def _files(source: str) -> list[str]:
+def _sources() -> list[str]:
     """Return the names below the checkout of what a build is made from."""
-    top = ROOT / source
-    paths = sorted(top.rglob("*")) if top.is_dir() else [top]
+    paths: list[Path] = []
+    for top in (ROOT / source for source in SOURCES):
+        paths += sorted(top.rglob("*")) if top.is_dir() else [top]
     names = (str(path.relative_to(ROOT)) for path in paths if path.is_file())
     return [name for name in names if not any(fnmatch(name, made) for made in MADE)]
 
 
-def _install(files: list[str], disk: Path) -> None:
-    """Build in a copy: the checkout stays as it is, and only what changed is compiled again."""
+def install(*, sanitized: bool = False) -> Path:
+    """Return a tree with pyvmm as pip installs it, and libraries.
+
+    Built in a copy: the checkout stays as it is, and only what changed is compiled again.
+    ``sanitized``: with sanitizers, and a Python for them (tests/sanitized/package.py).
+    """
     work = Path(cache_dir("kvmbox", "build"))
     python = work / "venv/bin/python"
     if not python.exists():
         _run(sys.executable, "-m", "venv", work / "venv")
         _run(python, "-m", "pip", "install", "-q", "setuptools>=77", "wheel", "cffi>=1.17")
-    source, target = work / "source", work / "target"
+    place = work / "sanitized" if sanitized else work
+    source, target = place / "source", place / "target"
+    files = _sources()
     for name in files:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, source / name)
@@ -62,7 +81,7 @@ def _install(files: list[str], disk: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.rmtree(source / "build" / "lib", ignore_errors=True)
     pip = (python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation")
-    _run(*pip, "--target", target, source)
+    _run(*pip, "--target", target, source, PYVMM_CFLAGS=package.CFLAGS if sanitized else "")
     libraries = work / f"libraries-{'-'.join(LIBRARIES)}"
     if not libraries.exists():
         part = work / "libraries.part"
@@ -70,7 +89,9 @@ def _install(files: list[str], disk: Path) -> None:
         _run(python, "-m", "pip", "install", "-q", "--no-deps", "--target", part, *LIBRARIES)
         part.rename(libraries)
     shutil.copytree(libraries, target, dirs_exist_ok=True)
-    make_disk(target, disk, "64M")
+    if sanitized:
+        package.finish(target)
+    return target
 
 
 def kernels_disk() -> Path:
@@ -99,9 +120,14 @@ def _forget_old(pattern: str) -> None:
         disk.unlink(missing_ok=True)  # a box that still runs has it open
 
 
-def _run(*command: str | Path) -> None:
+def _run(*command: str | Path, **environment: str) -> None:
     done = subprocess.run(
-        command, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        check=False,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | environment,
     )
     if done.returncode:
         raise SystemExit(f"kvmbox: building pyvmm failed:\n{done.stdout}")

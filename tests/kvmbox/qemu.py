@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import fcntl
 import os
 import selectors
 import shlex
@@ -23,8 +22,6 @@ from pathlib import Path
 
 import box
 import payload
-
-from pyvmm.cache import cache_dir
 
 TIMED_OUT, FAILED = 124, 125
 TAIL_LINES = 40
@@ -63,33 +60,37 @@ def main() -> int:
                         help="the box's clock counts instructions, 2 ns each, and waits pass at "
                         "once: times repeat to 0.1 %%, and tell work, not what hardware makes "
                         "of it")  # fmt: skip
+    parser.add_argument("--sanitized", action="store_true",
+                        help="with gcc's sanitizers in pyvmm, and a Python for them in the place "
+                        "of the box's")  # fmt: skip
     parser.add_argument("--shell", action="store_true", help="a shell on the box's console")
     parser.add_argument("--build", action="store_true", help="only make the box ready")
     parser.add_argument("command", nargs="*", help="after --")
     options = parser.parse_args()
     if not (options.command or options.shell or options.build):
         parser.error("no command")
-    arguments = machine(options.share, options.memory)
+    arguments = machine(options.share, options.memory, sanitized=options.sanitized)
     if options.icount:
         arguments += ICOUNT
     if options.build:
         return 0
     if options.shell:
         return subprocess.call([*arguments, "-serial", "mon:stdio", *kernel_line("box.shell")])
+    script = shlex.join(options.command)
+    if options.sanitized:
+        script = f"mount --bind /opt/pyvmm/python3 $(realpath /usr/bin/python3) && {script}"
     try:
-        return run(arguments, shlex.join(options.command), options.timeout)
+        return run(arguments, script, options.timeout)
     except BoxError as error:
         print(f"kvmbox: {error}", file=sys.stderr)
         return error.code
 
 
-def machine(share: Path, memory: str) -> list[str]:
+def machine(share: Path, memory: str, *, sanitized: bool = False) -> list[str]:
     """Return the command line of a box that leaves no trace: its disks are throw-away copies."""
-    # One build at a time; freed by closing.
-    with open(os.path.join(cache_dir("kvmbox"), "lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with payload.alone():
         made = box.box()
-        disks = (made.disk, payload.kernels_disk(), payload.pyvmm_disk())
+        disks = (made.disk, payload.kernels_disk(), payload.pyvmm_disk(sanitized=sanitized))
     arguments = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *FLAGS]
     arguments += ["-m", memory, "-kernel", str(made.kernel), "-initrd", str(made.initramfs)]
     for disk in disks:
