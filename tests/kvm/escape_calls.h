@@ -8,8 +8,8 @@ static const siginfo_t queued = {.si_code = SI_QUEUE};
 static const struct kvm_irq_level irq = {{1000}, 0};
 static struct {
 	struct file_handle head;
-	char bytes[8];
-} handle = {{.handle_bytes = 8, .handle_type = 1}, {2}};
+	char bytes[MAX_HANDLE_SZ];
+} handle = {{.handle_bytes = MAX_HANDLE_SZ, .handle_type = 1}, {2}};
 
 static long closed(long fd)
 {
