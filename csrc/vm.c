@@ -39,7 +39,7 @@ struct vm *vm_new(void)
 	pthread_mutex_init(&vm->gate.lock, NULL);
 	pthread_cond_init(&vm->gate.changed, NULL);
 	vm->serial.irq_fd = vm->serial.out_fd = -1;
-	vm->wake.fd = -1;
+	vm->wake.fd = vm->epoll_fd = -1;
 	vm->registers = mmap(NULL, VM_MAX_DEVICES * MMIO_STRIDE, PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (vm->registers == MAP_FAILED || loop_init(vm) || vm->done_fd < 0) {
