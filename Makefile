@@ -10,6 +10,8 @@ PACKAGES := gcc make pkg-config libext2fs-dev e2fsprogs python3-dev python3-venv
 	buildah docker-registry debootstrap openssl busybox-static cpio lz4 zstd acpica-tools
 FUZZ_PACKAGES := clang libclang-rt-dev
 FUZZ_SECONDS ?= 1200
+SOAK_SECONDS ?= 600
+SOAK_MOMENTS ?= 100
 ANALYZE_PACKAGES := clang-tidy
 KVMBOX_PACKAGES := qemu-system-x86
 
@@ -17,7 +19,7 @@ C_SOURCES := $(wildcard csrc/*.[ch] csrc/*.py rootfs/*.[ch] rootfs/*.py rootfs/k
 	init/*.[chS] init/Makefile pyvmm/policies/* pyvmm/seccomp.py) setup.py
 KVMBOX_RECIPE := $(addprefix tests/kvmbox/,box.py box_init initramfs_init launcher)
 
-.PHONY: help setup build kernels demo test lint analyze asan bench fuzz clean
+.PHONY: help setup build kernels demo test lint analyze asan bench fuzz soak clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +32,7 @@ help:
 	@echo 'asan    all tests with the address and undefined-behaviour sanitizers: an hour and more'
 	@echo 'bench   measurements, beside QEMU'
 	@echo 'fuzz    what reads images, for FUZZ_SECONDS=$(FUZZ_SECONDS)'
+	@echo 'soak    hostile kernels for SOAK_SECONDS=$(SOAK_SECONDS), SOAK_MOMENTS=$(SOAK_MOMENTS) killed runs'
 	@echo 'clean   what was built in this directory; the cache stays'
 
 setup: build/packages.stamp build build/kernels.stamp build/kvmbox.stamp
@@ -74,6 +77,9 @@ test: setup
 
 bench: setup
 	@bench/run
+
+soak: setup
+	@tests/soak.sh $(SOAK_SECONDS) $(SOAK_MOMENTS)
 
 fuzz: build build/fuzz.stamp
 	@fuzz/run $(FUZZ_SECONDS)
