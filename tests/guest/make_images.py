@@ -30,6 +30,7 @@ from tree_layers import CAPABILITY  # noqa: E402
 SOURCES = (
     HERE / "make_images.py",
     HERE / "probe.c",
+    HERE / "hostile.c",
     HERE / "facts",
     HERE / "tree_images.py",
     HERE / "tree_layers.py",
@@ -62,6 +63,7 @@ def make(target: Path) -> None:
     root = layer(*tree(probe.read_bytes()))
     images.layout(target / "shell", root, Cmd=["/bin/sh"])
     facts = {"Env": ["MY_VAR=test_value"], "WorkingDir": "/app", "Cmd": ["facts"]}
+    hostile(target / "hostile", root)
     images.layout(target / "numbers", root, User="1000:1000", **facts)
     images.layout(target / "names", root, User="app", **facts)
     images.layout(target / "docker-rules", root, Entrypoint=["echo", "from"], Cmd=["the", "image"])
@@ -76,6 +78,13 @@ def make(target: Path) -> None:
         tree_images.make(target / "trees")
         debian_images.make(target / "trees")
     (target / "flood.json").write_text(json.dumps(flood(probe)))
+
+
+def hostile(path: Path, root: bytes) -> None:
+    program = path.with_suffix(".program")
+    run("gcc", "-static", "-O2", "-Wall", "-Werror", "-s", "-o", program, HERE / "hostile.c")
+    images.layout(path, root, layer(file("bin/hostile", program.read_bytes(), mode=0o755)))
+    program.unlink()
 
 
 def tree(probe: bytes) -> list[images.Entry]:
