@@ -79,6 +79,7 @@ STOPPED = {
     "pidfd_getfd": "EBADF",  # nobody's pidfd is to be had
     "pidfd_signal": "EBADF",
     "shm_host": "ENOENT",  # IPC namespace
+    "tiocsti": "ENOTTY",  # --console's terminal is the caller's, who copies to it
     "connect_abstract": "ECONNREFUSED",  # network namespace
     "unshare_user": "EINVAL",  # it has threads
     "execveat_disk": "EACCES",  # it is nobody's program
@@ -123,7 +124,6 @@ ALONE = {
     "socket_vsock": ("0|EAFNOSUPPORT|EACCES", "vsock has no namespaces"),
     "socket_alg": ("0|EAFNOSUPPORT", "the kernel's ciphers, for anybody"),
     "kill_group": ("0", "the process group is the caller's: setsid()"),
-    "tiocsti": ("0|EIO|EPERM", "--console's terminal controls the worker's session: setsid()"),
     "kvm_run": ("EINVAL", GUEST),
     "kvm_get_regs": ("EINVAL", GUEST),
     "kvm_create_vm": ("0", GUEST + "; another guest's as well"),
