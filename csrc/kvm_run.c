@@ -15,6 +15,8 @@
 
 #include "core.h"
 
+/* A vCPU that is yet to be started says EAGAIN now and then; so often only one that never runs. */
+#define REFUSED_MAX 100000
 /* KVM_COALESCED_MMIO_MAX, whose PAGE_SIZE user space does not have */
 #define COALESCED_MAX                                                                              \
 	((4096 - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
@@ -167,15 +169,17 @@ static bool vcpu_exit(struct vcpu *v)
 void vcpu_run(struct vcpu *v)
 {
 	struct vm *vm = v->vm;
+	unsigned refused = 0;
 
 	while (!atomic_load(&vm->stop)) {
 		if (ioctl(v->fd, KVM_RUN, 0) == 0) {
+			refused = 0;
 			if (!vcpu_exit(v))
 				break;
 		} else if (errno == EINTR) {
 			v->exits[VM_EXIT_SIGNAL]++;
 			v->run->immediate_exit = 0;
-		} else if (errno != EAGAIN) {
+		} else if (errno != EAGAIN || ++refused == REFUSED_MAX) {
 			vcpu_end(v, VM_END_ERRNO);
 			break;
 		}

@@ -218,7 +218,7 @@ def _disk(device: int) -> str:
 def sweep(parent: str) -> None:
     """Remove the cgroups whose callers were killed: nobody holds their locks."""
     for name in os.listdir(parent):
-        if not name.startswith(PREFIX):
+        if not _is_ours(name):
             continue
         path = f"{parent}/{name}"
         try:
@@ -232,6 +232,12 @@ def sweep(parent: str) -> None:
             pass
         finally:
             os.close(fd)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether _make() makes such names; ``pyvmm-nightly.service`` is somebody else's."""
+    pid, _, random = name.removeprefix(PREFIX).partition("-")
+    return name.startswith(PREFIX) and pid.isdigit() and len(random) == 16 and random.isalnum()
 
 
 def remove(path: str, seconds: float = GRACE) -> bool:

@@ -13,7 +13,7 @@ from _signal import SIGPIPE, SIGTERM, signal
 
 from . import __version__
 from .arguments import Command, Help, Option, parse
-from .errors import GuestError, PyvmmError, UsageError
+from .errors import GuestError, PyvmmError, UsageError, printable
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
@@ -77,15 +77,16 @@ def _terminated(number: int, _frame: object) -> NoReturn:
 
 
 def say(text: str) -> None:
-    print(f"pyvmm: {text}", file=sys.stderr, flush=True)
+    print(f"pyvmm: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _show_crash(e: GuestError) -> None:
     if e.console:
         print("--- the guest's console ends with:", file=sys.stderr)
-        print("\n".join(e.console.rstrip().splitlines()[-CONSOLE_LINES:]), file=sys.stderr)
+        tail = "\n".join(e.console.rstrip().splitlines()[-CONSOLE_LINES:])
+        print(printable(tail, keep="\n\t"), file=sys.stderr)
     if e.registers:
-        print(f"--- registers: {e.registers}", file=sys.stderr)
+        print(f"--- registers: {printable(e.registers)}", file=sys.stderr)
 
 
 def _run(a: Values) -> int:

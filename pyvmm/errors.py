@@ -5,10 +5,19 @@ from __future__ import annotations
 _MESSAGE_MAX = 2000  # characters, before some are escaped
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Text that neither adds lines nor steers a terminal: it may be an image's or a guest's."""
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
 class PyvmmError(Exception):
     """Base of all errors pyvmm raises on purpose; the command line exits with ``exit_code``."""
 
     exit_code = 125
+
+    def __init__(self, message: str) -> None:
+        text = printable(message[:_MESSAGE_MAX])
+        super().__init__(text if len(message) <= _MESSAGE_MAX else f"{text}…")
 
 
 class UsageError(PyvmmError):
@@ -19,11 +28,6 @@ class UsageError(PyvmmError):
 
 class ImageError(PyvmmError):
     """The image is missing, damaged, of a foreign architecture or of an unknown kind."""
-
-    def __init__(self, message: str) -> None:
-        # Some of it is the image's own text, which must neither add lines nor steer a terminal.
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:_MESSAGE_MAX])
-        super().__init__(text if len(message) <= _MESSAGE_MAX else f"{text}…")
 
 
 class DiskError(PyvmmError):
@@ -41,7 +45,8 @@ class HostError(PyvmmError):
 class GuestError(PyvmmError):
     """The guest or its worker ended before the program's results were complete.
 
-    ``console`` is the tail of the guest's console; ``registers`` the vCPU's at the end, if known.
+    ``console`` is the tail of the guest's console, as it came; ``registers`` the vCPU's at the end,
+    if known.
     """
 
     def __init__(self, message: str, *, console: str = "", registers: str = "") -> None:

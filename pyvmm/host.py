@@ -36,12 +36,17 @@ def open_kvm() -> int:
         raise HostError(f"cannot open /dev/kvm: {e.strerror}") from None
 
 
-def log(name: str) -> int:
-    """A file in memory for what a process says, that it can make no longer."""
+def memory_file(name: str, size: int) -> int:
+    """A file in memory to share with a process that may be hostile: its size stays."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, LOG_SIZE)
+    os.ftruncate(fd, size)
     fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW)
     return fd
+
+
+def log(name: str) -> int:
+    """A file for what a process says on stderr."""
+    return memory_file(name, LOG_SIZE)
 
 
 def logged(fd: int) -> str:

@@ -1,7 +1,7 @@
 """The walls around a worker. Whoever breaks the monitor from inside the guest is then in a process
 that has nothing and may do nothing; docs/threat-model.md says what each wall stops.
 
-The server makes the worker in namespaces of its own (`namespaces`). When that has imported
+The server makes the worker in namespaces of its own (`clone`). When that has imported
 what it needs it gives up paths, identity and privileges (`Jail`); only then it gets descriptors.
 When the VM is assembled and its threads are made, it takes from itself what only that needed
 (`close`). The threads' seccomp filters (seccomp.py) are the last wall, up before the guest's first
@@ -26,6 +26,7 @@ NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 
 KINDS = ("main", "io", "vcpu")  # of threads, in the core's order (core_cdef.h)
+NAMESPACES = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWPID | NEWNET
 # The first of 2^24 numbers that belong to nobody (systemd's UIDS-GIDS: none from 0x70000000 on).
 UNUSED_ID = 0x7A000000
 
@@ -43,15 +44,35 @@ MENDS = {
     f"kernel.apparmor_restrict_unprivileged_userns=0; a container's seccomp profile), {OFF}",
     errno.EACCES: f"allow user namespaces all that they may (AppArmor, SELinux), {OFF}",
     errno.ENOSPC: f"raise the sysctls user.max_*_namespaces, {OFF}",
-    errno.EINVAL: f"use a kernel with all namespaces, {OFF}",
+    errno.EINVAL: "use a kernel with all namespaces, and no chroot that is not a mount point "
+    f"(mount --bind it on itself), {OFF}",
     errno.ENOSYS: f"use Linux 5.7 or newer, and a container that lets clone3 through, {OFF}",
     errno.EAGAIN: "end other processes, or raise their limit (ulimit -u)",
 }
 
 
-def namespaces() -> int:
-    """The namespaces of a worker. Without root it takes one for users to have the others."""
-    return NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWPID | NEWNET | (NEWUSER if os.geteuid() else 0)
+def clone(cgroup: int = -1) -> tuple[int, int]:
+    """fork() into namespaces of its own, and a cgroup: the process id (0 in the child) or a
+    negative errno, and a pidfd.
+
+    A root over all users needs no namespace for users, for there is another user to become. All
+    others have the right to the other namespaces by that one only.
+    """
+    pidfd = ffi.new("int *")
+    pid = -errno.EPERM
+    if os.geteuid() == 0 and _has_all_ids():
+        pid = lib.jail_clone(NAMESPACES, cgroup, pidfd)
+    if pid == -errno.EPERM:
+        pid = lib.jail_clone(NAMESPACES | NEWUSER, cgroup, pidfd)
+    return pid, pidfd[0]
+
+
+def _has_all_ids() -> bool:
+    try:
+        maps = [_read(f"/proc/self/{name}").split() for name in ("uid_map", "gid_map")]
+    except HostError:  # the worker will say it
+        return False
+    return maps == [[b"0", b"0", b"4294967295"]] * 2
 
 
 def refusal(what: str, error: int) -> HostError:
@@ -68,9 +89,12 @@ class Jail:
 
     def __init__(self) -> None:
         """Give up paths, identity and privileges. Raises HostError for what cannot be had."""
-        identity = _unused_id() if os.geteuid() == 0 else 0
+        identity = 0
+        if os.geteuid() == 0:  # not in a user namespace: nobody has a number there
+            identity = UNUSED_ID + int.from_bytes(os.urandom(3), "little")
         self._filters = [seccomp.policy(kind) for kind in KINDS]
-        self._stat = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+        os.setpgid(0, 0)  # no signal to the caller's group
+        self._stat = _open("/proc/self/stat")
         _require(lib.jail_root(), "put the VM's process into an empty root directory")
         landlock = lib.jail_landlock()
         _require(lib.jail_drop(identity), "take the VM's process its privileges")
@@ -107,15 +131,19 @@ class Jail:
         self.walls["rlimits"] = "AS, FSIZE, NOFILE, NPROC, CORE, MEMLOCK"
 
 
-def _unused_id() -> int:
-    """User and group of a root's worker. 0, where a user namespace has but one: to be left so."""
-    last = UNUSED_ID + int.from_bytes(os.urandom(3), "little")
-    for name in ("uid_map", "gid_map"):
-        fd = os.open(f"/proc/self/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        first, _, count = os.read(fd, 1 << 16).split()[-3:]
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as e:
+        raise HostError(f"cannot open {path}: {e.strerror}: mount /proc, {OFF}") from None
+
+
+def _read(path: str) -> bytes:
+    fd = _open(path)
+    try:
+        return os.read(fd, 1 << 12)
+    finally:
         os.close(fd)
-        last = min(last, int(first) + int(count) - 1)
-    return last
 
 
 def _require(result: int, what: str) -> None:

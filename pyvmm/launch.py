@@ -13,6 +13,7 @@ from _thread import allocate_lock
 
 from . import passing, report
 from .cgroup import Cgroup
+from .errors import HostError
 from .host import log, logged, open_kvm
 
 TYPE_CHECKING = False  # see record.py
@@ -88,7 +89,7 @@ class Server:
                 try:
                     passing.send(self._requests, message, fds)
                     return
-                except OSError:  # somebody has killed it
+                except (BrokenPipeError, ConnectionResetError):  # somebody has killed it
                     self.close()
             self._spawn()
             assert self._requests
@@ -117,29 +118,39 @@ class WorkerProcess:
 
     def __init__(self, *, jail: bool = True, cgroup: str | None = None) -> None:
         """Raises HostError without /dev/kvm, and if a ``cgroup`` is named that cannot be used."""
-        kvm = open_kvm()
         self.cgroup = Cgroup(cgroup) if jail else None
         """its limits, yet to be set; None without a jail"""
-        self.control, control = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        self._life, life = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        self._log = log("pyvmm-worker-log")
-        self._pidfd = -1
+        self.walls = {"jail": "off"}
+        """what was around it when the guest began, by its report()"""
+        self._log = self._pidfd = -1
         self._pid: int | None = None
         self._status: int | None = None
         self._over = False  # it has reported, or is gone
+        self.control, control = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        self._life, life = socketpair(AF_UNIX, SOCK_SEQPACKET)
         try:
-            message = passing.OPEN
-            if self.cgroup:
-                message = passing.JAILED + self.cgroup.path.encode()
-            server.request(message, control.fileno(), self._log, life.fileno(), kvm)
+            self._log = log("pyvmm-worker-log")
+            kvm = open_kvm()
+            try:
+                message = passing.OPEN
+                if self.cgroup:
+                    message = passing.JAILED + self.cgroup.path.encode()
+                server.request(message, control.fileno(), self._log, life.fileno(), kvm)
+            finally:
+                os.close(kvm)
         except BaseException:
-            if self.cgroup:
-                self.cgroup.close()
+            self._over = True
+            self._close_cgroup()
+            self.close()
             raise
         finally:
             control.close()
             life.close()
-            os.close(kvm)
+
+    def _close_cgroup(self) -> None:
+        """Where there was no worker, there is no server to do it."""
+        if self.cgroup:
+            self.cgroup.close()
 
     @property
     def pid(self) -> int | None:
@@ -151,16 +162,24 @@ class WorkerProcess:
         """Take the server's first answer."""
         if self._pidfd >= 0 or self._over:
             return
-        message, fds = passing.receive(self._life, 4, 1)
+        try:
+            message, fds = passing.receive(self._life, 4, 1)
+        except OSError as e:
+            self._over = True
+            self.control.close()  # it ends without us
+            raise HostError(f"cannot watch the VM's process: {e.strerror} (ulimit -n)") from None
         if not message:
             self._over = True
             return
         (number,) = struct.unpack("i", message)
         if number < 0:
             self._over = True
+            path = self.cgroup.path if self.cgroup else ""
+            self._close_cgroup()
             from .jail import refusal
 
-            raise refusal("start a process for the VM, in namespaces of its own", -number)
+            where = "in namespaces of its own" + (f" and in {path}" if path else "")
+            raise refusal(f"start a process for the VM, {where}", -number)
         self._pid = number
         (self._pidfd,) = fds
 
@@ -184,6 +203,14 @@ class WorkerProcess:
 
         Raises GuestError if that is not a report.
         """
+        said = self._read()
+        if "walls" in said:
+            self.walls = said["walls"]
+            said = self._read()
+        self._over = True
+        return said
+
+    def _read(self) -> dict[str, Any]:
         message = b""
         if _readable(self.control, REPORT_GRACE):
             message = self._receive()
@@ -192,7 +219,6 @@ class WorkerProcess:
                 _readable(self._life, DYING)  # it may still be writing its last words
         if not message:
             self.kill()
-        self._over = True
         return report.read(message)
 
     def _receive(self) -> bytes:
@@ -222,13 +248,16 @@ class WorkerProcess:
         self._meet()
         if self._over:
             return
+        self._signal()
+        message = self._life.recv(4)
+        self._status = struct.unpack("i", message)[0] if message else None
+        self._over = True
+
+    def _signal(self) -> None:
         try:
             pidfd_send_signal(self._pidfd, SIGKILL)
         except ProcessLookupError:
             pass  # it is gone
-        message = self._life.recv(4)
-        self._status = struct.unpack("i", message)[0] if message else None
-        self._over = True
 
     def close(self, wait: bool = False) -> None:
         """kill(), and let go of everything. ``wait``: until also one that has reported is gone."""
@@ -238,13 +267,16 @@ class WorkerProcess:
             self.kill()
         finally:
             self.control.close()  # for which one that has reported waits
+            if self._pidfd >= 0:
+                self._signal()  # but a guest may have taken it over
             if wait and self._pidfd >= 0:
                 _readable(self._pidfd, REPORT_GRACE)
             self._life.close()
             if self.cgroup:
                 self.cgroup.let_go()  # the server removes it
-            os.close(self._log)
-            self._log = -1
+            if self._log >= 0:
+                os.close(self._log)
+                self._log = -1
             if self._pidfd >= 0:
                 os.close(self._pidfd)
 

@@ -62,6 +62,7 @@ class Machine:
         self._closed = False  # by the guest, before its end
         self._results: socket | None = None
         self._console: console.Console | None = None
+        self._live: console.Live | None = None
         self._times = {"begin": time.monotonic()}
         self.began: float | None = None
         """When the program that asked for the run had begun (CLOCK_MONOTONIC), if it matters."""
@@ -110,7 +111,8 @@ class Machine:
             fds["initrd"] = open_file(self._plan.initramfs)
             fds["overlay"] = open_overlay(config.disk_bytes)
             if config.console is not None:
-                fds["console"] = os.dup(config.console)
+                self._live = console.Live(config.console)
+                fds["console"] = self._live.theirs
             self._limit(self._worker.cgroup, fds)
             self._results, guest_end = socketpair()
             fds["results"] = guest_end.detach()
@@ -195,6 +197,8 @@ class Machine:
         self._times["end"] = time.monotonic()
         self._worker.stop()
         report = self._worker.report()
+        if self._live:
+            self._live.copy()
         session, result = self._session, self._session.result
         tail = self.console[-CONSOLE_TAIL:]
         if not complete and not result.timed_out:
@@ -214,6 +218,7 @@ class Machine:
             result.exit_code, result.signal = 124, 0
         result.warnings = list(self._plan.warnings)
         result.console = tail
+        result.walls = self._walls(self._worker)
         self._account(result, report)
         return result
 
@@ -232,6 +237,8 @@ class Machine:
             self._results.close()
         if self._console:
             self._console.close()
+        if self._live:
+            self._live.close()
 
     # ---- moving bytes ----
 
@@ -276,8 +283,12 @@ class Machine:
             self._outgoing += self._input.frames(self._session.stdin_taken)
         poll = select.poll()
         poll.register(self._results, select.POLLIN | (select.POLLOUT if self._outgoing else 0))
+        if self._live and self._live.fd >= 0:
+            poll.register(self._live.fd, select.POLLIN)
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000 + 1
         events = dict(poll.poll(timeout)).get(self._results.fileno(), 0)
+        if self._live:
+            self._live.copy()
         if events & select.POLLOUT and self._outgoing:
             try:
                 del self._outgoing[: self._results.send(self._outgoing)]
@@ -298,18 +309,23 @@ class Machine:
         self._session.feed(data)
         return bool(data)
 
+    @staticmethod
+    def _walls(worker: WorkerProcess) -> dict[str, str]:
+        group = worker.cgroup
+        if not group:
+            return worker.walls
+        limits = "; ".join(["memory, pids, cpu", *group.notes])
+        return worker.walls | {"cgroup": f"none: {group.reason}" if group.reason else limits}
+
     def _account(self, result: Result, report: dict[str, Any]) -> None:
         """The run's phases by the host's clock, its marks and its exits."""
         times: dict[str, float] = {}
         if "times" in report:
-            times = {name: ns / 1e9 for name, ns in report["times"].items()}
-            times |= {name: mark["time_ns"] / 1e9 for name, mark in report["marks"].items()}
+            instants = report["times"] | {n: mark["time_ns"] for n, mark in report["marks"].items()}
+            first, last = self._times["begin"], self._times["end"]  # it may say what it likes
+            times = {name: min(max(ns / 1e9, first), last) for name, ns in instants.items()}
             result.exits = report["exits"] | {"kvm": report["kvm_exits"]}
             result.marks = report["marks"]
-            result.walls = report["walls"]
-            if group := self._worker and self._worker.cgroup:
-                limits = "; ".join(["memory, pids, cpu", *group.notes])
-                result.walls["cgroup"] = f"none: {group.reason}" if group.reason else limits
         times |= self._times  # ours last: the worker has no say in them
         if self.began is not None:
             times["process"] = self.began

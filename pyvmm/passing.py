@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
-from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET
+from _socket import CMSG_SPACE, MSG_CTRUNC, SCM_RIGHTS, SOL_SOCKET
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
@@ -23,12 +25,19 @@ def send(sock: socket, data: bytes, fds: Iterable[int] = ()) -> None:
 
 
 def receive(sock: socket, size: int, most: int) -> tuple[bytes, list[int]]:
-    """At most ``size`` bytes and ``most`` descriptors; no bytes at the end of file."""
-    data, ancillary, _, _ = sock.recvmsg(size, CMSG_SPACE(4 * most))
+    """At most ``size`` bytes and ``most`` descriptors; no bytes at the end of file.
+
+    OSError (EMFILE) if there is no room for all descriptors that came: then there are none.
+    """
+    data, ancillary, flags, _ = sock.recvmsg(size, CMSG_SPACE(4 * most))
     fds = [
         fd
         for level, kind, rights in ancillary
         if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)
         for (fd,) in struct.iter_unpack("i", rights)
     ]
+    if flags & MSG_CTRUNC:
+        for fd in fds:
+            os.close(fd)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     return data, fds

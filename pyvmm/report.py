@@ -1,4 +1,4 @@
-"""What a worker says at its end, read as what it is: the word of a process that a guest may have
+"""What a worker says, read by its caller as what it is: the word of a process that a guest may have
 taken over. It is data of this shape or an error, never a surprise further on.
 """
 
@@ -11,39 +11,57 @@ TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
     from typing import Any
 
-MAX = 1 << 20  # bytes
+MAX = 1 << 20  # bytes of one message
+MAX_ERRNO = 4096
+
+TIMES = ("ready", "made", "loaded", "start")
+EXITS = ("serial", "pio", "mmio", "signal", "other")  # VM_EXIT_*
+MARKS = ("", "init", "program", "ended")  # by the guest's number for it
+ENDS = ("none", "reset", "crash", "unknown", "errno", "stopped")  # VM_END_*
+CRASHES = ("crash", "unknown", "errno")
+
+WALLS = {"walls": {str: str}}
+"""before the guest's first instruction"""
 FAILED = {"end": str, "error": str, "message": str}
 ENDED = {
     "end": str,
     "kvm_exit": int,
     "errno": int,
     "detail": [int],
-    "times": {str: int},
-    "exits": {str: int},
+    "times": dict.fromkeys(TIMES, int),
+    "exits": dict.fromkeys(EXITS, int),
     "kvm_exits": int,
-    "marks": {str: {str: int}},
-    "walls": {str: str},
+    "marks": {str: dict.fromkeys(("time_ns", "exits", "kvm_exits"), int)},
 }
 CRASHED = ENDED | {"registers": str}
 
 
 def read(message: bytes) -> dict[str, Any]:
-    """The report; empty if the worker ended without one. Raises GuestError for what is none."""
+    """One message; empty if the worker ended without one. Raises GuestError for what is none."""
     if not message:
         return {}
     try:
-        report: dict[str, Any] = loads(message)
+        said: Any = loads(message)
     except (ValueError, RecursionError):
-        report = {}
-    if not any(_fits(report, shape) for shape in (ENDED, CRASHED, FAILED)):
+        said = None
+    if _fits(said, WALLS):
+        return dict(said)
+    end = said.get("end") if isinstance(said, dict) else None
+    shape = FAILED if end == "failed" else CRASHED if end in CRASHES else ENDED
+    if not (
+        (end == "failed" or end in ENDS)
+        and _fits(said, shape)
+        and said.get("marks", {}).keys() <= set(MARKS)
+        and said.get("errno", 0) < MAX_ERRNO
+    ):
         raise GuestError("the VM's process sent a report that is none: it may have been taken over")
-    return report
+    return dict(said)
 
 
 def _fits(value: Any, shape: Any) -> bool:
     """Whether a value has these fields and no others, or items of this kind; numbers of 64 bits."""
     if shape is int:
-        return type(value) is int and -(1 << 63) <= value < 1 << 64
+        return type(value) is int and 0 <= value < 1 << 64
     if shape is str:
         return type(value) is str
     if isinstance(shape, list):

@@ -18,7 +18,6 @@ from _signal import (
     SIG_DFL,
     SIGINT,
     SIGKILL,
-    SIGPIPE,
     SIGTERM,
     pidfd_send_signal,
     pthread_sigmask,
@@ -46,7 +45,6 @@ def main(requests: int, *, preload: bool = True) -> None:
     ``preload``: import now what workers need, for there will be many; else each does, later.
     """
     signal(SIGTERM, SIG_DFL)
-    signal(SIGPIPE, SIG_DFL)
     pthread_sigmask(SIG_BLOCK, [SIGINT])  # the terminal's ^C is for the caller
     _name(NAME)
     if preload:
@@ -70,13 +68,14 @@ class Server:
                 self._ended(pidfd)
             if self._requests.fileno() in ready and not self._serve():
                 break
-        for pidfd in self._workers:
-            pidfd_send_signal(pidfd, SIGKILL)
         for pidfd in list(self._workers):
             self._ended(pidfd)
 
     def _serve(self) -> bool:
-        message, fds = passing.receive(self._requests, MAX_REQUEST, FDS)
+        try:
+            message, fds = passing.receive(self._requests, MAX_REQUEST, FDS)
+        except OSError:  # no room for its descriptors: its life line is closed, which tells
+            return True
         if not message:
             return False
         control, log, line, kvm = fds
@@ -85,7 +84,7 @@ class Server:
         _name(WORKER_NAME)  # what is born with it never has another
         jailed = message.startswith(passing.JAILED)
         cgroup = message.removeprefix(passing.JAILED).decode() if jailed else ""
-        pid, pidfd = _clone(jail.namespaces() if jailed else 0, cgroup)
+        pid, pidfd = _clone(jailed, cgroup)
         if pid == 0:
             _become_worker(control, log, kvm, jailed)
         _name(NAME)
@@ -110,6 +109,7 @@ class Server:
     def _ended(self, pidfd: int) -> None:
         pid, life, cgroup = self._workers.pop(pidfd)
         self._poll.unregister(pidfd)
+        pidfd_send_signal(pidfd, SIGKILL)  # one that a guest has taken over may not want to end
         status = os.waitpid(pid, 0)[1]
         if cgroup:
             try:
@@ -121,19 +121,21 @@ class Server:
         os.close(pidfd)
 
 
-def _clone(flags: int, cgroup: str) -> tuple[int, int]:
+def _clone(jailed: bool, cgroup: str) -> tuple[int, int]:
     """fork(): the process id, 0 in the child, or a negative errno; and a pidfd."""
-    pidfd = ffi.new("int *")
-    directory = -1
+    if not jailed:
+        pidfd = ffi.new("int *")
+        return lib.jail_clone(0, -1, pidfd), pidfd[0]
+    if not cgroup:
+        return jail.clone()
     try:
-        if cgroup:
-            directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        return lib.jail_clone(flags, directory, pidfd), pidfd[0]
+        directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as e:
         return -(e.errno or 1), -1
+    try:
+        return jail.clone(directory)
     finally:
-        if directory >= 0:
-            os.close(directory)
+        os.close(directory)
 
 
 def _tell(life: socket, number: int, *fds: int) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 
 from . import jail, worker
-from ._core import ffi, lib
+from ._core import lib
 from .cgroup import Cgroup
 from .errors import HostError, PyvmmError
 
@@ -17,7 +17,7 @@ def found() -> dict[str, str]:
     For a process with one thread.
     """
     ours, theirs = os.pipe()
-    pid = lib.jail_clone(jail.namespaces(), -1, ffi.new("int *"))
+    pid, pidfd = jail.clone()
     if pid == 0:
         _tell(theirs)
     os.close(theirs)
@@ -25,10 +25,14 @@ def found() -> dict[str, str]:
         said = file.read()
     if pid < 0:
         raise jail.refusal("start a process for the VM, in namespaces of its own", -pid)
-    os.waitpid(pid, 0)
+    os.close(pidfd)
+    status = os.waitpid(pid, 0)[1]
+    if status:
+        why = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "an error of its own"
+        raise HostError(f"the VM's process is ended by {why} behind its walls: report this")
     walls: dict[str, str] = json.loads(said)
-    if why := walls.get("refused"):
-        raise HostError(why)
+    if "refused" in walls:
+        raise HostError(walls["refused"])
     group = Cgroup()
     walls["cgroup"] = f"none: {group.reason}" if group.reason else os.path.dirname(group.path)
     group.close()

@@ -26,6 +26,7 @@ from .jail import Jail
 from .kvm import CAP_BINARY_STATS_FD, CAP_COALESCED_MMIO, MEM_READONLY, Kvm, Vcpu, Vm
 from .memory import GuestMemory
 from .quick_json import dumps
+from .report import CRASHES, ENDS, EXITS, MARKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 MAX_SPEC = 1 << 20
 MAX_FDS = 16
 LINGER_MS = 1000
-END_NAMES = ("none", "reset", "crash", "unknown", "errno", "stopped")
-EXIT_KINDS = ("serial", "pio", "mmio", "signal", "other")
-MARKS = ("", "init", "program", "ended")
 
 
 def main(control_fd: int, kvm_fd: int, vm_fd: int, jailed: bool) -> None:
@@ -95,6 +93,8 @@ class Worker:
         self.times["made"] = time.monotonic_ns()
         boot.load(self.memory, spec, fds["kernel"], fds["initrd"])
         self.times["loaded"] = time.monotonic_ns()
+        for name in "kernel", "initrd":
+            os.close(fds[name])
         self._add_serial()
         self._add_devices()
         self.counters: list[tuple[int, int]] = []
@@ -104,7 +104,8 @@ class Worker:
 
     def _add_serial(self) -> None:
         size = self.spec["console_size"]
-        self.ring = mmap.mmap(self.fds["ring"], size)
+        self.ring = mmap.mmap(self.fds["ring"], size)  # which has a descriptor of its own
+        os.close(self.fds["ring"])
         irq = self._irq(layout.GSI_SERIAL)
         ring = ffi.cast("struct console_ring *", ffi.from_buffer(self.ring))
         check(lib.vm_set_serial(self.core, irq, self.fds.get("console", -1), ring, size - 8))
@@ -168,7 +169,8 @@ class Worker:
             jail.arm(self.core)
         check(lib.vm_spawn(self.core))
         if jail:
-            jail.close(self._longest_file())
+            jail.close(self.spec["disk"])
+            control.sendall(dumps({"walls": jail.walls}).encode())  # while it is our own word
         check(lib.vm_start(self.core))
         poll = select.poll()
         poll.register(lib.vm_done_fd(self.core), select.POLLIN)
@@ -176,23 +178,17 @@ class Worker:
         while not poll.poll():
             pass
         lib.vm_stop(self.core)
-        return self.report() | {"walls": jail.walls if jail else {"jail": "off"}}
-
-    def _longest_file(self) -> int:
-        """The overlay's size; of a console that is a file, all that it may still become."""
-        if "console" not in self.fds:
-            return int(self.spec["disk"])
-        return int(self.spec["disk"]) + os.fstat(self.fds["console"]).st_size
+        return self.report()
 
     def report(self) -> dict[str, Any]:
         end = lib.vm_get_end(self.core)
         report: dict[str, Any] = {
-            "end": END_NAMES[end.reason],
+            "end": ENDS[end.reason],
             "kvm_exit": end.kvm_exit,
             "errno": end.error,
             "detail": list(end.detail),
             "times": self.times | {"start": lib.vm_start_ns(self.core)},
-            "exits": {kind: lib.vm_exits(self.core, i) for i, kind in enumerate(EXIT_KINDS)},
+            "exits": {kind: lib.vm_exits(self.core, i) for i, kind in enumerate(EXITS)},
             "kvm_exits": sum(self._counted(fd, at) for fd, at in self.counters),
             "marks": {},
         }
@@ -202,7 +198,7 @@ class Worker:
                 report["marks"][name] = {
                     "time_ns": mark.time_ns, "exits": mark.exits, "kvm_exits": mark.kvm_exits,
                 }  # fmt: skip
-        if report["end"] in ("crash", "unknown", "errno"):
+        if report["end"] in CRASHES:
             report["registers"] = self._post_mortem(self.vcpus[end.vcpu])
         return report
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm import launch
+from pyvmm.errors import HostError
 from pyvmm.launch import Server, WorkerProcess
 
 CANARY = "canary-6f1d0c-of-the-environment"
@@ -231,11 +234,93 @@ def test_the_next_waits_for_one_that_is_leaving() -> None:
     leaving._over = True  # as if it had reported
     leaving.close()
     following = WorkerProcess()
-    started = threading.Event()
-    threading.Thread(target=lambda: (following.pid, started.set())).start()
-    assert not started.wait(0.3)
-    assert Path(f"/proc/{pid}").exists()
-    os.kill(pid, signal.SIGCONT)  # it finds its control socket closed, and ends
-    assert started.wait(10)
+    assert following.pid
     assert not Path(f"/proc/{pid}").exists()
     following.close()
+
+
+TAKEN_OVER = """
+import os, sys
+from _socket import socket
+from pyvmm import launch, worker
+from pyvmm.errors import GuestError
+launch.open_kvm = lambda: os.open(os.devnull, os.O_RDWR)
+def main(control, kvm, vm, jailed):
+    control = socket(fileno=control)
+    control.send({said!r})
+    while True:
+        pass
+worker.main = main
+launch.server.fork()
+first = launch.WorkerProcess()
+try:
+    print(first.report())
+except GuestError as e:
+    print(e)
+print(first._pid, flush=True)
+first.close(wait=True)
+print(launch.WorkerProcess().pid, flush=True)
+sys.stdin.read()
+"""
+REPORT = (
+    b'{"end": "stopped", "kvm_exit": 0, "errno": 0, "detail": [], "times": {"ready": 1, "made": 1,'
+    b' "loaded": 1, "start": 1}, "exits": {"serial": 0, "pio": 0, "mmio": 0, "signal": 0,'
+    b' "other": 0}, "kvm_exits": 0, "marks": {}}'
+)
+
+
+@pytest.mark.parametrize("said", [REPORT, b"nonsense"])
+def test_a_worker_that_says_it_ends_and_does_not(said: bytes) -> None:
+    """It is ended, the next run is served, and nothing outlives the caller."""
+    with subprocess.Popen(
+        [sys.executable, "-c", TAKEN_OVER.replace("{said!r}", repr(said))],
+        env=os.environ | {"PYTHONPATH": ":".join(p for p in sys.path if p)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as caller:  # fmt: skip
+        assert caller.stdout
+        what = caller.stdout.readline()
+        first, second = (int(caller.stdout.readline()) for _ in range(2))
+        assert gone(first)
+        server = parent(second)
+        assert name(second) == "pyvmm-worker"
+        caller.kill()
+    assert what == (
+        b"the VM's process sent a report that is none: it may have been taken over\n"
+        if said == b"nonsense" else repr(json.loads(said)).encode() + b"\n"
+    )  # fmt: skip
+    assert gone(second)
+    assert gone(server)
+
+
+def test_a_caller_short_of_descriptors(server: Server) -> None:
+    first = WorkerProcess()
+    assert first.pid
+    second = WorkerProcess()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limit[1]))
+    try:
+        text = r"^cannot watch the VM's process: Too many open files \(ulimit -n\)$"
+        with pytest.raises(HostError, match=text):
+            second._meet()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    second.close()
+    assert first.pid
+    first.close()
+
+
+def test_errors_leave_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise HostError("no /dev/kvm")
+
+    WorkerProcess().close()
+    before = sorted(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(launch, "open_kvm", refuse)
+    for _ in range(3):
+        with pytest.raises(HostError, match=r"^no /dev/kvm$"):
+            WorkerProcess()
+    with pytest.raises(HostError, match=r"^cgroup /no/such: "):
+        WorkerProcess(cgroup="/no/such")
+    assert sorted(os.listdir("/proc/self/fd")) == before

@@ -10,15 +10,19 @@ from pyvmm import report
 from pyvmm.errors import GuestError
 from pyvmm.quick_json import dumps
 
+MARK = {"time_ns": 5, "exits": 1, "kvm_exits": 2}
 ENDED: dict[str, Any] = {
-    "end": "reset", "kvm_exit": 2, "errno": 0, "detail": [0, 0, 0], "times": {"ready": 1},
-    "exits": {"mmio": 3}, "kvm_exits": 9, "marks": {"init": {"time_ns": 5, "exits": 1}},
-    "walls": {"root": "empty, read-only"},
+    "end": "reset", "kvm_exit": 2, "errno": 0, "detail": [0, 0, 0],
+    "times": {"ready": 1, "made": 2, "loaded": 3, "start": 4},
+    "exits": {"serial": 0, "pio": 1, "mmio": 3, "signal": 0, "other": 0},
+    "kvm_exits": 9, "marks": {"init": MARK},
 }  # fmt: skip
+CRASHED = ENDED | {"end": "crash", "registers": "rip=0"}
 FAILED = {"end": "failed", "error": "HostError", "message": "no"}
+WALLS = {"walls": {"root": "empty, read-only"}}
 
 
-@pytest.mark.parametrize("said", [ENDED, ENDED | {"registers": "rip=0"}, FAILED])
+@pytest.mark.parametrize("said", [ENDED, CRASHED, FAILED, WALLS])
 def test_reports(said: dict[str, Any]) -> None:
     assert report.read(dumps(said).encode()) == said
 
@@ -35,19 +39,30 @@ def test_none() -> None:
             dumps(each).encode()
             for each in (
                 ENDED | {"end": 1},
+                ENDED | {"end": "failed"},
+                ENDED | {"end": "crash"},
+                ENDED | {"end": "else"},
+                ENDED | {"registers": "rip=0"},
                 ENDED | {"more": 1},
+                ENDED | WALLS,
                 ENDED | {"kvm_exits": True},
                 ENDED | {"kvm_exits": 1 << 64},
-                ENDED | {"kvm_exits": -(1 << 63) - 1},
+                ENDED | {"kvm_exits": -1},
                 ENDED | {"kvm_exits": 1.5},
+                ENDED | {"errno": 1 << 40},
                 ENDED | {"detail": {}},
                 ENDED | {"detail": ["0"]},
                 ENDED | {"times": []},
-                ENDED | {"times": {"ready": "1"}},
+                ENDED | {"times": {"ready": 1}},
+                ENDED | {"times": ENDED["times"] | {"begin": 1}},
+                ENDED | {"exits": {}},
                 ENDED | {"marks": {"init": 1}},
-                ENDED | {"walls": {"root": None}},
+                ENDED | {"marks": {"init": {}}},
+                ENDED | {"marks": {"begin": MARK}},
                 FAILED | {"message": None},
-                {name: ENDED[name] for name in ENDED if name != "walls"},
+                FAILED | {"end": "errno"},
+                {"walls": {"root": None}},
+                {name: ENDED[name] for name in ENDED if name != "marks"},
             )
         ),
     ],
