@@ -51,12 +51,14 @@ class End(NamedTuple):
 
 
 def moments(number: int, length: float, seed: int) -> list[Moment]:
-    """So many for each of TARGETS in turn, spread evenly over a run of ``length`` seconds."""
+    """So many for each of TARGETS, spread evenly over a run of ``length`` seconds, in any order."""
     chance = random.Random(seed)
-    return [
+    planned = [
         Moment(TARGETS[n % len(TARGETS)], (n + chance.random()) / number * length)
         for n in range(number)
     ]
+    chance.shuffle(planned)
+    return planned
 
 
 class Command:
@@ -210,7 +212,7 @@ class Bench:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             futures = [
                 # Every other time the next run is of the disk that is there.
-                pool.submit(self._crash, moment, bool(at // len(TARGETS) % 2))
+                pool.submit(self._crash, moment, bool(at % 2))
                 for at, moment in enumerate(moments(number, self.length, seed))
             ]
             try:
