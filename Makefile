@@ -104,7 +104,7 @@ lint: build
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 	$(VENV)/clang-format --dry-run --Werror $(filter-out csrc/_% rootfs/_%,\
-		$(wildcard csrc/*.[ch] rootfs/*.[ch] init/*.[ch] fuzz/*.[ch] tests/guest/*.c))
+		$(wildcard csrc/*.[ch] rootfs/*.[ch] init/*.[ch] fuzz/*.[ch] tests/*/*.c))
 
 clean:
 	rm -rf build .venv *.egg-info pyvmm/_data pyvmm/*.so csrc/_core.c rootfs/_ext4.c

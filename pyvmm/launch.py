@@ -106,6 +106,10 @@ class Server:
             except ChildProcessError:
                 pass  # another process's, or somebody waits for every child
 
+    def is_gone(self) -> bool:
+        """It never says anything here: only its end can be read."""
+        return self._requests is None or _readable(self._requests, 0)
+
     def last_words(self) -> str:
         return logged(self._log) if self._log >= 0 else ""
 
@@ -241,6 +245,8 @@ class WorkerProcess:
             why = ": a system call that its seccomp policy forbids" if number == SIGSYS else ""
             return f"worker killed by signal {number} ({strsignal(number)}){why}"
         said = logged(self._log) or (server.last_words() if status is None else "")
+        if not said and status is None and server.is_gone():
+            return "pyvmm-server was killed, and the worker with it"
         return f"worker failed: {said.splitlines()[-1] if said else 'no report'}"
 
     def kill(self) -> None:

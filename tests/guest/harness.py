@@ -88,6 +88,7 @@ class Host:
         assert cgroups() == []
         assert os.listdir(self.temporary) == []
         assert [p for p in Path(cache_dir()).rglob("*") if p.suffix in (".part", ".tmp")] == []
+        assert list(Path(cache_dir(), "unfinished").glob("*")) == []
 
 
 class Running:
