@@ -2,8 +2,7 @@
 host's memory, processes, CPU time and disks (Linux, admin-guide/cgroup-v2.rst). The caller's side::
 
     group = Cgroup(config.cgroup)  # a directory, locked; what dead callers left is removed
-    memory = memory_for(ram, vcpus, disk, on_tmpfs=is_on_tmpfs(overlay))
-    group.limit(memory=memory, pids=pids_for(vcpus), cpus=vcpus + 1)
+    group.limit(memory=…, pids=…, cpus=…)  # how much: footprint.py
     ...  # the worker is born in it (clone3, CLONE_INTO_CGROUP)
     group.close()  # what is in it is killed, and the directory removed; or:
     group.let_go()  # where the server does that, by remove(group.path)
@@ -22,7 +21,7 @@ import errno
 import os
 import select
 import time
-from fcntl import F_GET_SEALS, LOCK_EX, LOCK_NB, fcntl, flock
+from fcntl import LOCK_EX, LOCK_NB, flock
 
 from .delegation import enable, find, read, refusal, write
 from .errors import HostError
@@ -37,43 +36,6 @@ GRACE = 10.0  # seconds for killed processes to be gone: much memory takes long 
 SWEEP_GRACE = 1.0
 ATTEMPTS = 8
 KILL = "cgroup.kill"  # since Linux 5.14
-
-MiB = 1 << 20
-VMM = 64 * MiB  # seen: 4, and 11 in a worker that has read its Python from the disk itself
-VMM_VCPU = MiB  # seen: 0.25
-CACHE = 256 * MiB
-
-
-# ---- how much ----
-
-
-def memory_for(ram: int, vcpus: int, disk: int, *, on_tmpfs: bool) -> int:
-    """memory.max of a run. All sizes are in bytes.
-
-    Beside guest RAM there are the page tables of it, the process's own and KVM's: 1/512 each of 4
-    KiB pages, twice that with what KVM notes of each page where guests nest. And the disks' pages
-    are the worker's, who reads and writes them: those that can be written back have some room, for
-    with none a guest's writes would wait for the host's disk; on tmpfs all of the overlay must fit.
-    """
-    tables = (ram // 128 + 4095) & -4096
-    cache = disk + (disk // 256 & -4096) if on_tmpfs else min(disk, CACHE)
-    return ram + tables + VMM + vcpus * VMM_VCPU + cache
-
-
-def pids_for(vcpus: int) -> int:
-    """pids.max of a run: main, io, the vCPUs, and the thread that KVM itself adds to each VM's
-    process (kvm-nx-lpage-recovery).
-    """
-    return vcpus + 3
-
-
-def is_on_tmpfs(fd: int) -> bool:
-    """Whether an open file is one of tmpfs, the only ones that have seals (fcntl(2))."""
-    try:
-        fcntl(fd, F_GET_SEALS)
-    except OSError:
-        return False
-    return True
 
 
 # ---- one ----

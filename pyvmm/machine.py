@@ -14,8 +14,7 @@ import time
 from _signal import SIGKILL
 from _socket import socket, socketpair
 
-from . import console, plan, results, timeline
-from .cgroup import is_on_tmpfs, memory_for, pids_for
+from . import console, footprint, plan, results, timeline
 from .config import Config
 from .disk import base_disk
 from .host import open_file, open_overlay
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Self, Unpack
 
-    from .cgroup import Cgroup
     from .options import Options
 
 SLOWEST = 1 << 20  # bytes a second that output files must come at, after boot_timeout
@@ -113,7 +111,8 @@ class Machine:
             if config.console is not None:
                 self._live = console.Live(config.console)
                 fds["console"] = self._live.theirs
-            self._limit(self._worker.cgroup, fds)
+            if self._worker.cgroup:
+                footprint.limit(self._worker.cgroup, config, fds)
             self._results, guest_end = socketpair()
             fds["results"] = guest_end.detach()
             spec = self._plan.spec | {"console_size": console.SIZE, "port": results.PORT}
@@ -132,22 +131,6 @@ class Machine:
         self._configured = False
         self._input = None if config.stdin is None else results.Input(config.stdin)
         self._times["spawned"] = time.monotonic()
-
-    def _limit(self, group: Cgroup | None, fds: dict[str, int]) -> None:
-        """Let the VM take what it is made of from the host, and no more."""
-        config = self.config
-        if not group:
-            return
-        ram = 0 if config.hugepages else config.memory_bytes  # those are counted elsewhere
-        on_tmpfs = is_on_tmpfs(fds["overlay"])
-        rate = config.disk_rate
-        group.limit(
-            memory=memory_for(ram, config.vcpus, config.disk_bytes, on_tmpfs=on_tmpfs),
-            pids=pids_for(config.vcpus),
-            cpus=config.vcpus + 1,
-            cpuset=config.cpus,
-            disk_rate=(int(rate), (fds["base"], fds["overlay"])) if rate else None,
-        )
 
     def _open_image(self) -> Image:
         config = self.config
@@ -218,7 +201,9 @@ class Machine:
             result.exit_code, result.signal = 124, 0
         result.warnings = list(self._plan.warnings)
         result.console = tail
-        result.walls = self._walls(self._worker)
+        result.walls = self._worker.walls
+        if self._worker.cgroup:
+            result.walls["cgroup"] = footprint.describe(self._worker.cgroup)
         self._account(result, report)
         return result
 
@@ -308,14 +293,6 @@ class Machine:
             return False
         self._session.feed(data)
         return bool(data)
-
-    @staticmethod
-    def _walls(worker: WorkerProcess) -> dict[str, str]:
-        group = worker.cgroup
-        if not group:
-            return worker.walls
-        limits = "; ".join(["memory, pids, cpu", *group.notes])
-        return worker.walls | {"cgroup": f"none: {group.reason}" if group.reason else limits}
 
     def _account(self, result: Result, report: dict[str, Any]) -> None:
         """The run's phases by the host's clock, its marks and its exits."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import cgroup
+from pyvmm import cgroup, footprint
 from pyvmm.cgroup import Cgroup
 from pyvmm.errors import HostError
 
@@ -233,7 +233,7 @@ def test_disk_rate_of_what_is_no_disk(group: Cgroup) -> None:
         minor = os.minor(os.fstat(fd).st_dev)
         with pytest.raises(HostError) as caught:
             group.limit(disk_rate=(MiB, [fd]))
-        assert cgroup.is_on_tmpfs(fd)
+        assert footprint.is_on_tmpfs(fd)
     finally:
         os.close(fd)
     assert str(caught.value) == (
@@ -244,7 +244,7 @@ def test_disk_rate_of_what_is_no_disk(group: Cgroup) -> None:
 
 def test_other_file_systems_are_not_tmpfs() -> None:
     fd = os.open("/var/tmp", os.O_TMPFILE | os.O_RDWR)
-    assert not cgroup.is_on_tmpfs(fd)
+    assert not footprint.is_on_tmpfs(fd)
     os.close(fd)
 
 

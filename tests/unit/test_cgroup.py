@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import cgroup
+from pyvmm import cgroup, footprint
 from pyvmm.delegation import find
 from pyvmm.errors import HostError
 
@@ -155,18 +155,18 @@ def test_what_was_asked_for_by_name_is_an_error() -> None:
     ],
 )
 def test_memory(ram: int, vcpus: int, disk: int, on_tmpfs: bool, limit: int) -> None:
-    assert cgroup.memory_for(ram, vcpus, disk, on_tmpfs=on_tmpfs) == limit
+    assert footprint.memory_for(ram, vcpus, disk, on_tmpfs=on_tmpfs) == limit
     assert limit % 4096 == 0
 
 
 def test_pids() -> None:
-    assert [cgroup.pids_for(vcpus) for vcpus in (1, 8, 64)] == [4, 11, 67]
+    assert [footprint.pids_for(vcpus) for vcpus in (1, 8, 64)] == [4, 11, 67]
 
 
 def test_tmpfs(tmp_path: Path) -> None:
     fd = os.memfd_create("file of tmpfs", os.MFD_ALLOW_SEALING)
-    assert cgroup.is_on_tmpfs(fd)
+    assert footprint.is_on_tmpfs(fd)
     os.close(fd)
     fd = os.open("/proc/self/stat", os.O_RDONLY)
-    assert not cgroup.is_on_tmpfs(fd)
+    assert not footprint.is_on_tmpfs(fd)
     os.close(fd)
