@@ -13,6 +13,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -62,6 +63,15 @@ static void *io_thread(void *arg)
 	return NULL;
 }
 
+/* At its first KVM_RUN a VM gets a thread of KVM's own (kvm-nx-lpage-recovery), since Linux 6.14 as
+ * one of this process: now, while it may make threads. */
+static void vcpu_enter_kvm(struct vcpu *v)
+{
+	v->run->immediate_exit = 1;
+	ioctl(v->fd, KVM_RUN, 0);
+	v->run->immediate_exit = 0;
+}
+
 static void *vcpu_thread(void *arg)
 {
 	struct vcpu *v = arg;
@@ -70,6 +80,8 @@ static void *vcpu_thread(void *arg)
 	name[4] = (char)('0' + v->index / 10);
 	name[5] = (char)('0' + v->index % 10);
 	pthread_setname_np(pthread_self(), name);
+	if (v->index == 0)
+		vcpu_enter_kvm(v);
 	if (gate_pass(v->vm, VM_THREAD_VCPU))
 		vcpu_run(v);
 	return NULL;

@@ -33,9 +33,6 @@ UNUSED_ID = 0x7A000000
 # getrlimit(2)'s resources: the module of that name costs a run a shared library
 FSIZE, CORE, NPROC, NOFILE, MEMLOCK, AS = 1, 4, 6, 7, 8, 9
 POLLED = 2  # descriptors that the main thread polls at once: poll(2) refuses more than NOFILE
-# kvm-nx-lpage-recovery, which Linux 6.14 and on adds to the process at the first KVM_RUN: refused,
-# that is EAGAIN for ever
-KVM_THREADS = 1
 SPARE = 64 << 20  # bytes of address space beyond what is mapped when the guest starts
 
 OFF = "or do without the walls around the monitor (--jail=off)"
@@ -94,7 +91,7 @@ class Jail:
             identity = UNUSED_ID + int.from_bytes(os.urandom(3), "little")
         self._filters = [seccomp.policy(kind) for kind in KINDS]
         os.setpgid(0, 0)  # no signal to the caller's group
-        self._stat = _open("/proc/self/stat")
+        self._statm = _open("/proc/self/statm")
         _require(lib.jail_root(), "put the VM's process into an empty root directory")
         landlock = lib.jail_landlock()
         _require(lib.jail_drop(identity), "take the VM's process its privileges")
@@ -115,15 +112,13 @@ class Jail:
 
     def close(self, disk: int) -> None:
         """Nothing more is to be opened, started or mapped, no file to be longer than ``disk``."""
-        # proc_pid_stat(5), from the third field on
-        stat = os.pread(self._stat, 1024, 0).rpartition(b")")[2].split()
-        threads, mapped = int(stat[17]), int(stat[20])
-        os.close(self._stat)
+        mapped = int(os.pread(self._statm, 64, 0).split()[0]) * 4096
+        os.close(self._statm)
         for resource, limit in (
             (AS, mapped + SPARE),
             (FSIZE, disk),
             (NOFILE, POLLED),
-            (NPROC, threads + KVM_THREADS),
+            (NPROC, 0),
             (CORE, 0),
             (MEMLOCK, 0),
         ):
