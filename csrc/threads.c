@@ -115,7 +115,7 @@ static int vcpu_spawn(struct vcpu *v)
 
 int vm_confine(struct vm *vm, int kind, const void *filter, uint32_t n)
 {
-	if (kind < 0 || kind >= VM_THREAD_KINDS || n > BPF_MAXINSNS)
+	if (kind < 0 || kind >= VM_THREAD_KINDS || !n || n > BPF_MAXINSNS)
 		return -EINVAL;
 	vm->filters[kind].code = filter;
 	vm->filters[kind].n = (uint16_t)n;

@@ -49,6 +49,8 @@ class Cgroup:
         self.fd = -1
         """The directory's descriptor, which has the lock; -1 without one."""
         self.path = ""
+        self.limits: list[str] = []
+        """The controllers that limit it."""
         self.notes: list[str] = []
         """A line for each limit that this host does not give."""
         self._named = where is not None
@@ -124,7 +126,7 @@ class Cgroup:
         controller = name.partition(".")[0]
         try:
             try:
-                write(name, value, self.fd)
+                self._write(name, value)
                 return
             except FileNotFoundError:
                 pass
@@ -133,7 +135,7 @@ class Cgroup:
             except OSError as e:
                 why = refusal(self._parent, controller, e)
             else:
-                write(name, value, self.fd)
+                self._write(name, value)
                 return
         except FileNotFoundError:
             if name == "memory.swap.max":
@@ -144,6 +146,12 @@ class Cgroup:
         if asked or self._named:
             raise HostError(f"no {name}: {why}: name a parent that has it (--cgroup)")
         self.notes.append(f"no {name}: {why}")
+
+    def _write(self, name: str, value: str) -> None:
+        write(name, value, self.fd)
+        controller = name.partition(".")[0]
+        if controller not in self.limits:
+            self.limits.append(controller)
 
     def close(self) -> None:
         """Kill what is in it, and remove it. What does not go in 10 s is left to the next sweep."""

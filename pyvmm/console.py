@@ -59,20 +59,23 @@ class Live:
             pass  # more than this user may have
 
     def copy(self) -> None:
-        """Pass on all that is there."""
-        while self.fd >= 0:
-            try:
-                data = os.read(self.fd, PIPE)
-            except BlockingIOError:
-                return
-            view = memoryview(data)
-            try:
-                while view:
-                    view = view[os.write(self._to, view) :]
-            except OSError:
-                data = b""  # whoever watched has gone
-            if not data:
-                self.close()
+        """Pass on what is there: as much as the pipe holds, for more may come all the time."""
+        if self.fd < 0:
+            return
+        try:
+            data = os.read(self.fd, PIPE)
+        except BlockingIOError:
+            return
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._to, view) :]
+        except BlockingIOError:
+            pass  # the rest is lost, as where the pipe is full
+        except OSError:
+            data = b""  # whoever watched has gone
+        if not data:
+            self.close()
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -34,8 +34,8 @@ def base_disk(
     same image and size give the same bytes. Processes that want the same disk at once make it once.
     ``limits`` are of the image, where they are not the default; ``progress`` is called with a line
     for each step. Raises ImageError for a damaged image or one beyond its limits, and DiskError if
-    it does not fit or the host's disk cannot be written. What killed runs left
-    unfinished is removed.
+    it does not fit or the host's disk cannot be written. What killed runs left unfinished is
+    removed.
     """
     sweep()
     size -= size % _BLOCK

@@ -33,7 +33,7 @@ def describe(group: Cgroup) -> str:
     """What limit() has set, for Result.walls."""
     if group.reason:
         return f"none: {group.reason}"
-    return "; ".join(["memory, pids, cpu", *group.notes])
+    return "; ".join([", ".join(group.limits), *group.notes])
 
 
 def memory_for(ram: int, vcpus: int, disk: int, *, on_tmpfs: bool) -> int:

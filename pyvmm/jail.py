@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 
-KINDS = ("main", "io", "vcpu")  # of threads, in the core's order (core_cdef.h)
 NAMESPACES = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWPID | NEWNET
 # The first of 2^24 numbers that belong to nobody (systemd's UIDS-GIDS: none from 0x70000000 on).
 UNUSED_ID = 0x7A000000
@@ -41,8 +40,8 @@ MENDS = {
     f"kernel.apparmor_restrict_unprivileged_userns=0; a container's seccomp profile), {OFF}",
     errno.EACCES: f"allow user namespaces all that they may (AppArmor, SELinux), {OFF}",
     errno.ENOSPC: f"raise the sysctls user.max_*_namespaces, {OFF}",
-    errno.EINVAL: "use a kernel with all namespaces, and no chroot that is not a mount point "
-    f"(mount --bind it on itself), {OFF}",
+    errno.EINVAL: "use a kernel with all namespaces and seccomp filters, and no chroot that is not "
+    f"a mount point (mount --bind it on itself), {OFF}",
     errno.ENOSYS: f"use Linux 5.7 or newer, and a container that lets clone3 through, {OFF}",
     errno.EAGAIN: "end other processes, or raise their limit (ulimit -u)",
 }
@@ -72,6 +71,10 @@ def _has_all_ids() -> bool:
     return maps == [[b"0", b"0", b"4294967295"]] * 2
 
 
+CLONE = "start a process for the VM, in namespaces of its own"
+"""what refusal() says of clone()"""
+
+
 def refusal(what: str, error: int) -> HostError:
     """``what`` could not be had because of ``error`` (an errno), and the mend."""
     mend = MENDS.get(error)
@@ -89,12 +92,12 @@ class Jail:
         identity = 0
         if os.geteuid() == 0:  # not in a user namespace: nobody has a number there
             identity = UNUSED_ID + int.from_bytes(os.urandom(3), "little")
-        self._filters = [seccomp.policy(kind) for kind in KINDS]
+        self._filters = [seccomp.policy(kind) for kind in seccomp.KINDS]
         os.setpgid(0, 0)  # no signal to the caller's group
         self._statm = _open("/proc/self/statm")
         _require(lib.jail_root(), "put the VM's process into an empty root directory")
         landlock = lib.jail_landlock()
-        _require(lib.jail_drop(identity), "take the VM's process its privileges")
+        _require(lib.jail_drop(identity), "take the privileges of the VM's process away")
         self.walls = {
             "namespaces": "mount, network, PID, IPC, UTS, cgroup" + ("" if identity else ", user"),
             "root": "empty, read-only",
@@ -107,8 +110,8 @@ class Jail:
         for kind, code in enumerate(self._filters):
             # The filters stay as long as we do: the core has only their addresses.
             result = lib.vm_confine(core, kind, ffi.from_buffer(code), len(code) // 8)
-            _require(result, f"confine the {KINDS[kind]} thread")
-        self.walls["seccomp"] = ", ".join(KINDS)
+            _require(result, f"confine the {seccomp.KINDS[kind]} thread")
+        self.walls["seccomp"] = ", ".join(seccomp.KINDS)
 
     def close(self, disk: int) -> None:
         """Nothing more is to be opened, started or mapped, no file to be longer than ``disk``."""
@@ -144,3 +147,8 @@ def _read(path: str) -> bytes:
 def _require(result: int, what: str) -> None:
     if result < 0:
         raise refusal(what, -result)
+
+
+def require_filters(result: int) -> None:
+    """Raise what the core says of threads that put on their filters as they begin."""
+    _require(result, "confine the VM's threads by seccomp")

@@ -36,8 +36,8 @@ class Server:
 
     def _open(self) -> socket:
         """Make the socket and the log; returns the server's end."""
-        self._requests, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         self._log = log("pyvmm-server-log")
+        self._requests, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         return theirs
 
     def fork(self) -> None:
@@ -79,8 +79,13 @@ class Server:
             (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
         ]
         words = [sys.executable, "-I", "-S", "-c", script]
-        self._pid = os.posix_spawn(sys.executable, words, {}, file_actions=with_ours)
-        theirs.close()
+        try:
+            self._pid = os.posix_spawn(sys.executable, words, {}, file_actions=with_ours)
+        except OSError as e:
+            self.close()
+            raise HostError(f"cannot start {sys.executable}: {e.strerror}") from None
+        finally:
+            theirs.close()
 
     def request(self, message: bytes, *fds: int) -> None:
         """Ask for a worker with these descriptors (server.py)."""
@@ -101,10 +106,13 @@ class Server:
             self._requests.close()
             self._requests = None
             os.close(self._log)
+            self._log = -1
             try:
-                os.waitpid(self._pid, 0)
+                if self._pid:
+                    os.waitpid(self._pid, 0)
             except ChildProcessError:
                 pass  # another process's, or somebody waits for every child
+            self._pid = 0
 
     def is_gone(self) -> bool:
         """It never says anything here: only its end can be read."""
@@ -122,7 +130,7 @@ class WorkerProcess:
 
     def __init__(self, *, jail: bool = True, cgroup: str | None = None) -> None:
         """Raises HostError without /dev/kvm, and if a ``cgroup`` is named that cannot be used."""
-        self.cgroup = Cgroup(cgroup) if jail else None
+        self.cgroup: Cgroup | None = None
         """its limits, yet to be set; None without a jail"""
         self.walls = {"jail": "off"}
         """what was around it when the guest began, by its report()"""
@@ -134,11 +142,13 @@ class WorkerProcess:
         self._life, life = socketpair(AF_UNIX, SOCK_SEQPACKET)
         try:
             self._log = log("pyvmm-worker-log")
+            if jail:
+                self.cgroup = Cgroup(cgroup)
             kvm = open_kvm()
             try:
                 message = passing.OPEN
                 if self.cgroup:
-                    message = passing.JAILED + self.cgroup.path.encode()
+                    message = passing.JAILED + os.fsencode(self.cgroup.path)
                 server.request(message, control.fileno(), self._log, life.fileno(), kvm)
             finally:
                 os.close(kvm)
@@ -180,10 +190,9 @@ class WorkerProcess:
             self._over = True
             path = self.cgroup.path if self.cgroup else ""
             self._close_cgroup()
-            from .jail import refusal
+            from .jail import CLONE, refusal
 
-            where = "in namespaces of its own" + (f" and in {path}" if path else "")
-            raise refusal(f"start a process for the VM, {where}", -number)
+            raise refusal(f"{CLONE} and in {path}" if path else CLONE, -number)
         self._pid = number
         (self._pidfd,) = fds
 
@@ -280,9 +289,8 @@ class WorkerProcess:
             self._life.close()
             if self.cgroup:
                 self.cgroup.let_go()  # the server removes it
-            if self._log >= 0:
-                os.close(self._log)
-                self._log = -1
+            os.close(self._log)
+            self._log = -1
             if self._pidfd >= 0:
                 os.close(self._pidfd)
 

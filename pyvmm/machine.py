@@ -215,15 +215,14 @@ class Machine:
 
     def kill(self) -> None:
         """End the VM at once and release everything. Safe to call again."""
-        if self._worker:
-            # Reserved huge pages are few: they must be back when the next run looks for them.
-            self._worker.close(wait=self.config.hugepages is not None)
-        if self._results:
-            self._results.close()
-        if self._console:
-            self._console.close()
-        if self._live:
-            self._live.close()
+        try:
+            if self._worker:
+                # Reserved huge pages are few: they must be back when the next run looks for them.
+                self._worker.close(wait=self.config.hugepages is not None)
+        finally:
+            for each in self._results, self._console, self._live:
+                if each:
+                    each.close()
 
     # ---- moving bytes ----
 
@@ -231,7 +230,7 @@ class Machine:
         """Take frames until END (True), or until there will be no more, or it is too late."""
         session, config = self._session, self.config
         deadline: float | None = time.monotonic() + config.boot_timeout
-        phase, ended, before = "boot", 0.0, 0
+        phase, ended = "boot", 0.0
         while not session.end:
             if not self._pump(deadline):
                 self._closed = not session.end
@@ -244,10 +243,9 @@ class Machine:
                 phase = "program"
                 deadline = now + config.timeout if config.timeout else None
             if phase == "program" and session.ended_ns is not None:
-                phase, ended, before = "files", now, session.received
+                phase, ended = "files", now
             if phase == "files":  # outputs may be long, but must come
-                came = session.received - before
-                deadline = ended + config.boot_timeout + came / SLOWEST
+                deadline = ended + config.boot_timeout + session.file_bytes / SLOWEST
             if deadline is None or now < deadline:
                 continue
             if phase != "program":

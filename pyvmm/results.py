@@ -22,6 +22,7 @@ HEADER = struct.Struct("<IHH")
 
 HELLO, STARTED, STDOUT, STDERR, EXIT = range(1, 6)
 FILE_BEGIN, FILE_DATA, FILE_END, FAILED, END, STDIN_TAKEN = range(6, 12)
+AFTER_EXIT = (FILE_BEGIN, FILE_DATA, FILE_END, END)
 CONFIG, STDIN, KILL = 1, 2, 3
 ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, HAS_STDIN, PRIVILEGED, CLOCK, LIMIT = range(1, 11)
 
@@ -193,7 +194,8 @@ class Session:
         self.hello = False
         self.end = False
         self.stdin_taken = 0
-        self.received = 0
+        self.file_bytes = 0
+        """contents of output files that came: bounded by ``limit`` for each"""
         self._buffer = bytearray()
         self._stdout, self._stderr = Kept(limit), Kept(limit)
         self._sinks = {
@@ -206,7 +208,6 @@ class Session:
 
     def feed(self, data: bytes) -> None:
         """Take more bytes. Raises GuestError if they are not the protocol."""
-        self.received += len(data)
         self._buffer += data
         at, have = 0, len(self._buffer)
         while have - at >= HEADER.size and not self.end:
@@ -233,6 +234,8 @@ class Session:
     def _frame(self, kind: int, index: int, payload: bytes) -> None:
         if not self.hello and kind != HELLO:
             raise GuestError(f"the guest's agent began with frame type {kind}, not HELLO")
+        if EXIT in self._seen and kind not in AFTER_EXIT:
+            raise GuestError(f"the guest's agent sent frame type {kind} after EXIT")
         try:
             if kind in self._sinks:
                 self._sinks[kind](payload)
@@ -290,6 +293,7 @@ class Session:
             if self._file[1].cut:  # it was told how much to send
                 raise GuestError(f"the guest's agent sent output number {index} without end")
             self._file[1].add(payload)
+            self.file_bytes += len(payload)
         else:
             (error,) = struct.unpack("<i", payload)
             if path not in self.result.missing:

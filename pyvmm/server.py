@@ -35,7 +35,7 @@ FDS = 4
 CGROUP_GRACE = 5.0  # seconds for a cgroup to be empty whose process is gone
 MAX_REQUEST = 8192  # bytes: a path
 NAME, WORKER_NAME = "pyvmm-server", "pyvmm-worker"
-CONTROL, KVM = 3, 4  # a worker's descriptors
+CONTROL, KVM, SERVER = 3, 4, 5  # a worker's descriptors
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
@@ -55,6 +55,7 @@ def main(requests: int, *, preload: bool = True) -> None:
 class Server:
     def __init__(self, requests: socket) -> None:
         self._requests = requests
+        self._self = os.pidfd_open(os.getpid())
         self._workers: dict[int, tuple[int, socket, str]] = {}
         """by pidfd: process id, life line, cgroup"""
         self._poll = select.poll()
@@ -83,10 +84,10 @@ class Server:
         self._wait_for_leavers()
         _name(WORKER_NAME)  # what is born with it never has another
         jailed = message.startswith(passing.JAILED)
-        cgroup = message.removeprefix(passing.JAILED).decode() if jailed else ""
+        cgroup = os.fsdecode(message.removeprefix(passing.JAILED)) if jailed else ""
         pid, pidfd = _clone(jailed, cgroup)
         if pid == 0:
-            _become_worker(control, log, kvm, jailed)
+            _become_worker(control, log, kvm, self._self, jailed)
         _name(NAME)
         if pid < 0:
             _tell(life, pid)
@@ -145,17 +146,17 @@ def _tell(life: socket, number: int, *fds: int) -> None:
         pass  # nobody is interested any more
 
 
-def _become_worker(control: int, log: int, kvm: int, jailed: bool) -> None:
+def _become_worker(control: int, log: int, kvm: int, server: int, jailed: bool) -> None:
     code = 1
     try:
         lib.prctl(PR_SET_PDEATHSIG, ffi.cast("unsigned long", SIGKILL))
         os.dup2(log, 1)
         os.dup2(log, 2)
         # Through numbers above all: one may have what another is to get.
-        control, kvm = (fcntl(fd, F_DUPFD, 64) for fd in (control, kvm))
-        os.dup2(control, CONTROL)
-        os.dup2(kvm, KVM)
-        os.closerange(KVM + 1, 1 << 20)
+        fds = [fcntl(fd, F_DUPFD, 64) for fd in (control, kvm, server)]
+        for fd, number in zip(fds, (CONTROL, KVM, SERVER), strict=True):
+            os.dup2(fd, number)
+        os.closerange(SERVER + 1, 1 << 20)
         try:
             # At once: KVM waits for a grace period here, while others have something to do.
             vm = Kvm(KVM).create_vm().fd
@@ -163,7 +164,7 @@ def _become_worker(control: int, log: int, kvm: int, jailed: bool) -> None:
             vm = -(e.errno or 1)
         from .worker import main
 
-        main(CONTROL, KVM, vm, jailed)
+        main(CONTROL, KVM, vm, SERVER, jailed)
         code = 0
     except BaseException as e:
         _report(e)

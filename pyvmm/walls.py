@@ -24,7 +24,7 @@ def found() -> dict[str, str]:
     with open(ours, "rb") as file:
         said = file.read()
     if pid < 0:
-        raise jail.refusal("start a process for the VM, in namespaces of its own", -pid)
+        raise jail.refusal(jail.CLONE, -pid)
     os.close(pidfd)
     status = os.waitpid(pid, 0)[1]
     if status:
@@ -43,11 +43,11 @@ def _tell(to: int) -> None:
     """In the child: all that a worker does, but for a VM."""
     try:
         around = jail.Jail()
-        core = lib.vm_new()
+        core = worker.new_core()
         around.arm(core)
-        worker.check(lib.vm_spawn(core))
+        jail.require_filters(lib.vm_spawn(core))
         around.close(1 << 20)
-        worker.check(lib.vm_start(core))
+        jail.require_filters(lib.vm_start(core))
         said = around.walls
     except (PyvmmError, OSError) as e:
         said = {"refused": str(e)}

@@ -22,7 +22,7 @@ from _socket import socket
 from . import boot, cpu, layout, passing
 from ._core import ffi, lib
 from .errors import HostError, PyvmmError
-from .jail import Jail
+from .jail import Jail, require_filters
 from .kvm import CAP_BINARY_STATS_FD, CAP_COALESCED_MMIO, MEM_READONLY, Kvm, Vcpu, Vm
 from .memory import GuestMemory
 from .quick_json import dumps
@@ -37,11 +37,15 @@ MAX_FDS = 16
 LINGER_MS = 1000
 
 
-def main(control_fd: int, kvm_fd: int, vm_fd: int, jailed: bool) -> None:
-    """``vm_fd`` is the VM's descriptor, or the negative errno of its making."""
+def main(control_fd: int, kvm_fd: int, vm_fd: int, server_fd: int, jailed: bool) -> None:
+    """``vm_fd`` is the VM's descriptor, or the negative errno of its making; ``server_fd`` the
+    server's pidfd.
+    """
     control = socket(fileno=control_fd)
     try:
         jail = Jail() if jailed else None
+        if _is_gone(server_fd):
+            return
         message, fds = passing.receive(control, MAX_SPEC, MAX_FDS)
         if not message:
             return
@@ -68,6 +72,15 @@ def main(control_fd: int, kvm_fd: int, vm_fd: int, jailed: bool) -> None:
         poll.poll(LINGER_MS)
 
 
+def _is_gone(server_fd: int) -> bool:
+    """Whether the server has died while nothing said that we die with it (jail.c, jail_drop())."""
+    poll = select.poll()
+    poll.register(server_fd, select.POLLIN)
+    gone = bool(poll.poll(0))
+    os.close(server_fd)
+    return gone
+
+
 class Worker:
     """One VM, assembled by the constructor."""
 
@@ -76,9 +89,7 @@ class Worker:
         self.fds = fds
         self.times = {"ready": time.monotonic_ns()}
         run_on(spec["affinity"])  # before there are threads, which inherit it, or memory
-        self.core = lib.vm_new()
-        if self.core == ffi.NULL:
-            raise HostError("cannot make a VM: out of memory or file descriptors")
+        self.core = new_core()
         self.vm = vm
         vm.set_tss(layout.IDENTITY_MAP, layout.TSS)
         vm.create_irqchip()
@@ -167,11 +178,11 @@ class Worker:
         """Start the guest, wait for its end or the caller's word, and report."""
         if jail:
             jail.arm(self.core)
-        check(lib.vm_spawn(self.core))
+        require_filters(lib.vm_spawn(self.core))
         if jail:
             jail.close(self.spec["disk"])
             control.sendall(dumps({"walls": jail.walls}).encode())  # while it is our own word
-        check(lib.vm_start(self.core))
+        require_filters(lib.vm_start(self.core))
         poll = select.poll()
         poll.register(lib.vm_done_fd(self.core), select.POLLIN)
         poll.register(control, select.POLLIN)
@@ -219,6 +230,14 @@ class Worker:
         except ValueError:
             code = ""
         return f"{text} code={code or '(not in RAM)'}"
+
+
+def new_core() -> Any:
+    """The C core's VM, without anything."""
+    core = lib.vm_new()
+    if core == ffi.NULL:
+        raise HostError("cannot make a VM: out of memory or file descriptors")
+    return core
 
 
 def run_on(cpus: list[int]) -> None:

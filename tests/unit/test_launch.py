@@ -95,7 +95,7 @@ def test_a_worker_has_nothing_of_ours() -> None:
 
 EXPECTED = {
     "0": "/dev/null", "1": "/memfd:pyvmm-worker-log (deleted)",
-    "2": "/memfd:pyvmm-worker-log (deleted)", "3": "socket", "4": "/dev/null", "5": "statm",
+    "2": "/memfd:pyvmm-worker-log (deleted)", "3": "socket", "4": "/dev/null", "6": "statm",
 }  # fmt: skip
 
 
@@ -200,6 +200,18 @@ def test_kill_waits_until_it_is_gone() -> None:
     worker.close()
 
 
+def test_a_server_that_is_killed_at_once_takes_its_workers() -> None:
+    """At any moment of a worker's way into its jail."""
+    for delay in range(40):
+        worker = WorkerProcess()
+        pid = pid_of(worker)
+        server = parent(pid)
+        time.sleep(delay / 4000)
+        os.kill(server, signal.SIGKILL)
+        assert gone(pid)
+        worker.close()
+
+
 def test_a_killed_server_takes_its_workers_and_is_replaced() -> None:
     first = WorkerProcess()
     pid = pid_of(first)
@@ -245,7 +257,7 @@ from _socket import socket
 from pyvmm import launch, worker
 from pyvmm.errors import GuestError
 launch.open_kvm = lambda: os.open(os.devnull, os.O_RDWR)
-def main(control, kvm, vm, jailed):
+def main(control, kvm, vm, server, jailed):
     control = socket(fileno=control)
     control.send({said!r})
     while True:

@@ -336,3 +336,25 @@ def test_json_keeps_text_as_text_and_bytes_as_base64():
     assert loaded["stderr"] == {"base64": "/w=="}
     assert loaded["files"] == {"/a": "x"}
     assert loaded["usage"]["user_us"] == 0
+
+
+@pytest.mark.parametrize(
+    "kind", [results.STDOUT, results.STDERR, results.STDIN_TAKEN, results.EXIT]
+)
+def test_nothing_but_files_after_the_exit(kind: int) -> None:
+    """Or it could go on for ever."""
+    session = Session(["/f"], LIMIT)
+    session.feed(HELLO + STARTED + EXIT)
+    with pytest.raises(GuestError, match=f"^the guest's agent sent frame type {kind} after EXIT$"):
+        session.feed(results.frame(kind, b"1234"))
+
+
+def test_only_the_contents_of_files_give_a_run_more_time() -> None:
+    session = Session(["/f"], LIMIT)
+    session.feed(HELLO + STARTED + EXIT)
+    session.feed(results.frame(results.FILE_BEGIN, struct.pack("<iIQ", 0, 0, 0)))
+    for _ in range(1000):
+        session.feed(results.frame(results.FILE_DATA))
+    assert session.file_bytes == 0
+    session.feed(results.frame(results.FILE_DATA, b"1234"))
+    assert session.file_bytes == 4
