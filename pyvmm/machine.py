@@ -181,7 +181,7 @@ class Machine:
         self._worker.stop()
         report = self._worker.report()
         if self._live:
-            self._live.copy()
+            self._live.finish()
         session, result = self._session, self._session.result
         tail = self.console[-CONSOLE_TAIL:]
         if not complete and not result.timed_out:
@@ -266,8 +266,8 @@ class Machine:
             self._outgoing += self._input.frames(self._session.stdin_taken)
         poll = select.poll()
         poll.register(self._results, select.POLLIN | (select.POLLOUT if self._outgoing else 0))
-        if self._live and self._live.fd >= 0:
-            poll.register(self._live.fd, select.POLLIN)
+        if self._live:
+            self._live.register(poll)
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000 + 1
         events = dict(poll.poll(timeout)).get(self._results.fileno(), 0)
         if self._live:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
+from fcntl import fcntl
 
-from pyvmm.console import PIPE, Live
+import pytest
+
+from pyvmm.console import PATIENCE, PIPE, Live
+
+F_GETPIPE_SZ = 1032
 
 
 def test_what_comes_is_passed_on(tmp_path) -> None:
@@ -22,35 +28,47 @@ def test_what_comes_is_passed_on(tmp_path) -> None:
         live.copy()
 
 
+def fill(live: Live) -> int:
+    total = 0
+    while True:
+        try:
+            total += os.write(live.theirs, b"x" * 4096)
+        except BlockingIOError:
+            return total
+
+
 def test_one_call_passes_on_no_more_than_the_pipe_holds(tmp_path) -> None:
     """A writer that goes on for ever holds nobody up."""
     with (tmp_path / "console").open("w+b") as file:
         live = Live(file.fileno())
-        while True:
-            try:
-                os.write(live.theirs, b"x" * 4096)
-            except BlockingIOError:
-                break
+        total = fill(live)
         live.copy()
         os.write(live.theirs, b"x")
-        size = (tmp_path / "console").stat().st_size
-        assert 0 < size <= PIPE
-        live.copy()
-        assert (tmp_path / "console").stat().st_size == size + 1
+        assert (tmp_path / "console").stat().st_size == total <= PIPE
+        live.finish()
+        assert (tmp_path / "console").stat().st_size == total + 1
         live.close()
         os.close(live.theirs)
 
 
-def test_a_reader_that_is_slow_is_not_gone() -> None:
-    ours, theirs = os.pipe2(os.O_NONBLOCK)
+@pytest.mark.parametrize("flags", [0, os.O_NONBLOCK])
+def test_nobody_waits_for_one_who_does_not_read(flags: int) -> None:
+    ours, theirs = os.pipe2(flags)
+    room = fcntl(theirs, F_GETPIPE_SZ)
     live = Live(theirs)
-    for _ in range(100):
-        os.write(live.theirs, b"x" * 4096)
+    total = fill(live)
+    assert total > room
+    begin = time.monotonic()
+    for _ in range(3):
         live.copy()
-    assert live.fd >= 0
+    assert time.monotonic() - begin < PATIENCE
+    live.finish()
+    assert PATIENCE <= time.monotonic() - begin < 3 * PATIENCE
+    assert (len(os.read(ours, 1 << 20)), live.fd >= 0) == (room, True)
+    live.finish()  # it reads again
+    assert len(os.read(ours, 1 << 20)) == min(total - room, room)
     os.close(ours)
-    os.write(live.theirs, b"x")
     live.copy()
     assert live.fd == -1
-    os.close(theirs)
-    os.close(live.theirs)
+    for fd in theirs, live.theirs:
+        os.close(fd)
