@@ -1,11 +1,10 @@
 """The walls around a worker. Whoever breaks the monitor from inside the guest is then in a process
 that has nothing and may do nothing; docs/threat-model.md says what each wall stops.
 
-The server makes the worker in namespaces of its own (`clone`). When that has imported
-what it needs it gives up paths, identity and privileges (`Jail`); only then it gets descriptors.
-When the VM is assembled and its threads are made, it takes from itself what only that needed
-(`close`). The threads' seccomp filters (seccomp.py) are the last wall, up before the guest's first
-instruction.
+The server makes the worker in namespaces of its own (`clone`). When that has imported what it
+needs it gives up paths, identity and privileges (`Jail`); only then it gets descriptors. When the
+VM is assembled and its threads are made, it takes from itself what only that needed (`close`). The
+threads' seccomp filters (seccomp.py) are the last wall, up before the guest's first instruction.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import os
 
 from . import seccomp
 from ._core import ffi, lib
+from .delegation import read
 from .errors import HostError
 
 TYPE_CHECKING = False  # see record.py
@@ -65,10 +65,10 @@ def clone(cgroup: int = -1) -> tuple[int, int]:
 
 def _has_all_ids() -> bool:
     try:
-        maps = [_read(f"/proc/self/{name}").split() for name in ("uid_map", "gid_map")]
-    except HostError:  # the worker will say it
+        maps = [read(f"/proc/self/{name}").split() for name in ("uid_map", "gid_map")]
+    except OSError:  # the worker will say it
         return False
-    return maps == [[b"0", b"0", b"4294967295"]] * 2
+    return maps == [["0", "0", "4294967295"]] * 2
 
 
 CLONE = "start a process for the VM, in namespaces of its own"
@@ -134,14 +134,6 @@ def _open(path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as e:
         raise HostError(f"cannot open {path}: {e.strerror}: mount /proc, {OFF}") from None
-
-
-def _read(path: str) -> bytes:
-    fd = _open(path)
-    try:
-        return os.read(fd, 1 << 12)
-    finally:
-        os.close(fd)
 
 
 def _require(result: int, what: str) -> None:

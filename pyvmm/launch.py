@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import marshal
 import os
-import select
 import struct
 import sys
 from _signal import SIGKILL, SIGSYS, pidfd_send_signal
@@ -116,7 +115,7 @@ class Server:
 
     def is_gone(self) -> bool:
         """It never says anything here: only its end can be read."""
-        return self._requests is None or _readable(self._requests, 0)
+        return self._requests is None or passing.readable(self._requests, 0)
 
     def last_words(self) -> str:
         return logged(self._log) if self._log >= 0 else ""
@@ -225,11 +224,11 @@ class WorkerProcess:
 
     def _read(self) -> dict[str, Any]:
         message = b""
-        if _readable(self.control, REPORT_GRACE):
+        if passing.readable(self.control, REPORT_GRACE):
             message = self._receive()
             self._meet()
             if not message:
-                _readable(self._life, DYING)  # it may still be writing its last words
+                passing.readable(self._life, DYING)  # it may still be writing its last words
         if not message:
             self.kill()
         return report.read(message)
@@ -285,7 +284,7 @@ class WorkerProcess:
             if self._pidfd >= 0:
                 self._signal()  # but a guest may have taken it over
             if wait and self._pidfd >= 0:
-                _readable(self._pidfd, REPORT_GRACE)
+                passing.readable(self._pidfd, REPORT_GRACE)
             self._life.close()
             if self.cgroup:
                 self.cgroup.let_go()  # the server removes it
@@ -293,9 +292,3 @@ class WorkerProcess:
             self._log = -1
             if self._pidfd >= 0:
                 os.close(self._pidfd)
-
-
-def _readable(sock: socket | int, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import struct
 from _socket import CMSG_SPACE, MSG_CTRUNC, SCM_RIGHTS, SOL_SOCKET
 
@@ -41,3 +42,10 @@ def receive(sock: socket, size: int, most: int) -> tuple[bytes, list[int]]:
             os.close(fd)
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     return data, fds
+
+
+def readable(fd: socket | int, seconds: float) -> bool:
+    """Whether there is something to read, or its end, within ``seconds``."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

@@ -102,9 +102,7 @@ class Server:
 
     def _wait_for_leavers(self) -> None:
         for pidfd, (_, life, _) in list(self._workers.items()):
-            poll = select.poll()
-            poll.register(life, select.POLLIN)
-            if poll.poll(0):
+            if passing.readable(life, 0):
                 self._ended(pidfd)
 
     def _ended(self, pidfd: int) -> None:

@@ -74,9 +74,7 @@ def main(control_fd: int, kvm_fd: int, vm_fd: int, server_fd: int, jailed: bool)
 
 def _is_gone(server_fd: int) -> bool:
     """Whether the server has died while nothing said that we die with it (jail.c, jail_drop())."""
-    poll = select.poll()
-    poll.register(server_fd, select.POLLIN)
-    gone = bool(poll.poll(0))
+    gone = passing.readable(server_fd, 0)
     os.close(server_fd)
     return gone
 
