@@ -77,7 +77,8 @@ def _terminated(number: int, _frame: object) -> NoReturn:
 
 
 def say(text: str) -> None:
-    print(f"pyvmm: {printable(text)}", file=sys.stderr, flush=True)
+    # In one write: a line is whole or is not there, whoever else writes or ends us.
+    print(f"pyvmm: {printable(text)}\n", end="", file=sys.stderr, flush=True)
 
 
 def _show_crash(e: GuestError) -> None:

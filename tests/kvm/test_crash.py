@@ -60,7 +60,10 @@ def test_nothing_is_left(tmp_path: Path) -> None:
     for end, number in ends.items():
         print(number, *end)
     callers = [
-        End(who, -9, out, b"") for who in (("caller",), ("caller", "worker")) for out in (b"", SAID)
+        End(who, code, out, b"")
+        for who in (("caller",), ("caller", "worker"))
+        # 0: it had ended by itself, and was not reaped yet.
+        for code, out in ((-9, b""), (-9, SAID), (0, SAID))
     ]
     others = [
         End(who, code, out, err)
