@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from .errors import (
+    BenchmarkError,
     DiskError,
     GuestError,
     HostError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BenchmarkError",
     "DiskError",
     "GuestError",
     "HostError",

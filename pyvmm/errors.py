@@ -42,6 +42,12 @@ class HostError(PyvmmError):
     """This host cannot run the guest: no /dev/kvm, no permission, a KVM that cannot run Linux."""
 
 
+class BenchmarkError(PyvmmError):
+    """A benchmark's numbers cannot be had, judged or compared (exit code 3)."""
+
+    exit_code = 3
+
+
 class GuestError(PyvmmError):
     """The guest or its worker ended before the program's results were complete.
 

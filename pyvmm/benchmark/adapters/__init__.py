@@ -1,0 +1,1 @@
+"""What programs print or write about their own speed, read as series."""
