@@ -45,9 +45,13 @@ class Command(Record):
 
 
 class Values:
-    """Options' values by their names, with ``_`` for ``-``; ``words`` has the rest."""
+    """Options' values by their names, with ``_`` for ``-``; ``words`` has the rest.
+
+    ``tail`` are those of the words that came after what ended the options.
+    """
 
     words: list[str]
+    tail: list[str]
 
     if TYPE_CHECKING:
 
@@ -84,13 +88,15 @@ def _read(program: str, command: Command, words: list[str]) -> Values:
     found: dict[str, Any] = {o.name: [] if o.many else o.default for o in command.options}
     left = words[::-1]
     rest: list[str] = []
+    tail: list[str] = []
     given = set()
     while left:
         word = left.pop()
         if word == "--" or (command.rest and not _is_option(word)):
             if word != "--":
                 rest.append(word)
-            rest += left[::-1]
+            tail = left[::-1]
+            rest += tail
             break
         if not _is_option(word):
             rest.append(word)
@@ -123,7 +129,7 @@ def _read(program: str, command: Command, words: list[str]) -> Values:
     values = Values()
     for name, value in found.items():
         setattr(values, name[2:].replace("-", "_"), value)
-    values.words = rest
+    values.words, values.tail = rest, tail
     return values
 
 

@@ -90,11 +90,9 @@ def _show_crash(e: GuestError) -> None:
         print(f"--- registers: {printable(e.registers)}", file=sys.stderr)
 
 
-def _run(a: Values) -> int:
-    began = time.monotonic() - time.process_time()
-    command = a.words
-    outputs = dict(_output(word) for word in a.output)
-    options: Options = {
+def vm_options(a: Values) -> Options:
+    """What VM_OPTIONS say, as run() and bench() take it."""
+    return {
         "entrypoint": [a.entrypoint] if a.entrypoint else None,
         "env": dict(_variable(word) for word in a.env),
         "platform": a.platform,
@@ -112,7 +110,6 @@ def _run(a: Values) -> int:
         "disk": a.disk,
         "timeout": a.timeout or None,
         "boot_timeout": a.boot_timeout,
-        "outputs": list(outputs),
         "max_output": a.max_output,
         "privileged": a.privileged,
         "jail": a.jail,
@@ -121,8 +118,16 @@ def _run(a: Values) -> int:
         "kernel": a.kernel,
         "entry": a.entry,
         "cmdline_extra": a.cmdline_extra,
-        "console": sys.stderr.fileno() if a.console else None,
     }
+
+
+def _run(a: Values) -> int:
+    began = time.monotonic() - time.process_time()
+    command = a.words
+    outputs = dict(_output(word) for word in a.output)
+    options = vm_options(a)
+    options["outputs"] = list(outputs)
+    options["console"] = sys.stderr.fileno() if a.console else None
     if a.dry_run:
         return _dry_run(a.image, command or None, options)
     from .launch import WorkerProcess, server
@@ -254,6 +259,43 @@ IMAGE_LIMIT = Option(
     many=True,
 )  # fmt: skip
 
+VM_OPTIONS = (
+    Option("--platform", "PLATFORM", "linux/amd64, or a variant as linux/amd64/v3",
+           "linux/amd64"),
+    Option("--pull", "WHEN", "from a registry: missing (default), always or never",
+           "missing", choices=("missing", "always", "never")),
+    IMAGE_LIMIT,
+    Option("--vcpus", "N", "virtual CPUs (default 1)", 1, int),
+    Option("--memory", "SIZE", "guest RAM (default 512M)", "512M"),
+    Option("--hugepages", "2M|1G", "guest RAM in reserved huge pages of the host",
+           choices=("2M", "1G")),
+    Option("--numa-node", "N", "guest RAM from, and all threads on, this node of the host",
+           kind=int),
+    Option("--cpu-list", "LIST", "host CPUs, as 0,2-3: one for each vCPU, then the rest"),
+    Option("--prefault", "", "have all guest RAM there before the guest starts", False),
+    Option("--disk", "SIZE", "root disk (default 1G)", "1G"),
+    Option("--timeout", "SECONDS", "for the program, from its start; 0: none (default 300)",
+           300.0, float),
+    Option("--boot-timeout", "SECONDS", "until the program has started (default 120)",
+           120.0, float),
+    Option("--env", "K=V", "K alone takes the host's value", many=True),
+    Option("--workdir", "DIR", "where the program starts; made if absent"),
+    Option("--user", "USER[:GROUP]", "of the image's own /etc/passwd, or numbers"),
+    Option("--hostname", "NAME", "the guest's name (default pyvmm)", "pyvmm"),
+    Option("--entrypoint", "PROGRAM", "replaces the image's entry point and command"),
+    Option("--max-output", "SIZE",
+           "of each output file, and with --json of each stream (default 256M)", "256M"),
+    Option("--privileged", "", "leave the program its rights in the guest", False),
+    Option("--jail", "on|off", "off: no walls around the monitor, it has all your rights",
+           "on", choices=("on", "off")),
+    Option("--cgroup", "PATH", "where to make the VM's cgroup, below the mount of cgroup2"),
+    Option("--disk-rate", "SIZE", "bytes a second to read, and to write, at most"),
+    Option("--kernel", "KERNEL", "minimal, stock or a file (default: minimal if built)"),
+    Option("--entry", "HOW", "linux64 (default) or pvh: how the kernel is entered",
+           "linux64", choices=("linux64", "pvh")),
+    Option("--cmdline-extra", "WORDS", "for the kernel's command line", ""),
+)  # fmt: skip
+
 COMMANDS = (
     Command(
         "run",
@@ -262,44 +304,11 @@ COMMANDS = (
         (
             Option("--image", "REF", "of a registry, or a layout's or an archive's path",
                    required=True),
-            Option("--platform", "PLATFORM", "linux/amd64, or a variant as linux/amd64/v3",
-                   "linux/amd64"),
-            Option("--pull", "WHEN", "from a registry: missing (default), always or never",
-                   "missing", choices=("missing", "always", "never")),
-            IMAGE_LIMIT,
-            Option("--vcpus", "N", "virtual CPUs (default 1)", 1, int),
-            Option("--memory", "SIZE", "guest RAM (default 512M)", "512M"),
-            Option("--hugepages", "2M|1G", "guest RAM in reserved huge pages of the host",
-                   choices=("2M", "1G")),
-            Option("--numa-node", "N", "guest RAM from, and all threads on, this node of the host",
-                   kind=int),
-            Option("--cpu-list", "LIST", "host CPUs, as 0,2-3: one for each vCPU, then the rest"),
-            Option("--prefault", "", "have all guest RAM there before the guest starts", False),
-            Option("--disk", "SIZE", "root disk (default 1G)", "1G"),
-            Option("--timeout", "SECONDS", "for the program, from its start; 0: none (default 300)",
-                   300.0, float),
-            Option("--boot-timeout", "SECONDS", "until the program has started (default 120)",
-                   120.0, float),
-            Option("--env", "K=V", "K alone takes the host's value", many=True),
-            Option("--workdir", "DIR", "where the program starts; made if absent"),
-            Option("--user", "USER[:GROUP]", "of the image's own /etc/passwd, or numbers"),
-            Option("--hostname", "NAME", "the guest's name (default pyvmm)", "pyvmm"),
-            Option("--entrypoint", "PROGRAM", "replaces the image's entry point and command"),
+            *VM_OPTIONS,
             Option("--output", "GUEST[:HOST]", "file to bring back (default: to its name, here)",
                    many=True),
-            Option("--max-output", "SIZE",
-                   "of each output file, and with --json of each stream (default 256M)", "256M"),
             Option("--json", "FILE", "write the whole Result; - is stdout"),
-            Option("--privileged", "", "leave the program its rights in the guest", False),
-            Option("--jail", "on|off", "off: no walls around the monitor, it has all your rights",
-                   "on", choices=("on", "off")),
-            Option("--cgroup", "PATH", "where to make the VM's cgroup, below the mount of cgroup2"),
-            Option("--disk-rate", "SIZE", "bytes a second to read, and to write, at most"),
-            Option("--kernel", "KERNEL", "minimal, stock or a file (default: minimal if built)"),
-            Option("--entry", "HOW", "linux64 (default) or pvh: how the kernel is entered",
-                   "linux64", choices=("linux64", "pvh")),
             Option("--console", "", "show the guest's console on stderr, live", False),
-            Option("--cmdline-extra", "WORDS", "for the kernel's command line", ""),
             Option("--timeline", "", "show where the time went, on stderr", False),
             Option("--dry-run", "", "show what would run, without /dev/kvm", False),
         ),

@@ -34,7 +34,7 @@ def read(*words: str) -> Values:
 def test_defaults() -> None:
     found = read("run", "--image", "i")
     assert vars(found) == {
-        "image": "i", "cpu_count": 1, "env": [], "how": "a", "loud": False, "words": [],
+        "image": "i", "cpu_count": 1, "env": [], "how": "a", "loud": False, "words": [], "tail": [],
     }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_all_given() -> None:
         "run", "--env=A=1", "--image=a=b", "--cpu-count", "4", "--env", "B", "--loud", "--how", "b"
     )
     assert vars(found) == {
-        "image": "a=b", "cpu_count": 4, "env": ["A=1", "B"], "how": "b", "loud": True, "words": [],
+        "image": "a=b", "cpu_count": 4, "env": ["A=1", "B"], "how": "b", "loud": True, "words": [], "tail": [],
     }  # fmt: skip
 
 
@@ -69,6 +69,11 @@ def test_the_last_of_an_option_counts() -> None:
 def test_commands_of_two_words() -> None:
     command, values = parse("prog", COMMANDS, ["kernel", "path", "stock"])
     assert (command.function(values), values.words) == (2, ["stock"])
+
+
+def test_what_comes_after_dashes() -> None:
+    values = parse("prog", COMMANDS, ["kernel", "path", "stock", "--", "ls", "--", "-l"])[1]
+    assert (values.words, values.tail) == (["stock", "ls", "--", "-l"], ["ls", "--", "-l"])
 
 
 @pytest.mark.parametrize(
