@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from subject import IDLE, MEMORY_MIB, TRUE, Run, Subject
 
-from pyvmm import results
+from pyvmm import exchange, results
 
 NAME = "QEMU microvm"
 PROGRAM = "qemu-system-x86_64"
@@ -105,7 +105,7 @@ def _agent(
 
 
 def _config(argv: Sequence[str]) -> bytes:
-    return results.config_frame(
+    return exchange.config_frame(
         argv,
         [],
         workdir="",

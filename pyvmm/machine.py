@@ -8,19 +8,17 @@ worker's death, the guest's end and the program's output are all watched in one 
 from __future__ import annotations
 
 import os
-import select
-import struct
 import time
-from _signal import SIGKILL
 from _socket import socket, socketpair
 
-from . import console, footprint, plan, results, timeline
+from . import console, footprint, plan, timeline
 from .config import Config
 from .disk import base_disk
+from .exchange import Exchange
 from .host import open_file, open_overlay
 from .launch import WorkerProcess
 from .oci import Image, open_image, with_image
-from .results import Result, Session
+from .results import PORT, Result
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
@@ -29,10 +27,7 @@ if TYPE_CHECKING:
 
     from .options import Options
 
-SLOWEST = 1 << 20  # bytes a second that output files must come at, after boot_timeout
-KILL_GRACE = 5.0  # seconds for the agent to report after the program was killed
 CONSOLE_TAIL = 4096  # characters of it in a Result or GuestError
-CHUNK = 1 << 20
 
 
 class Machine:
@@ -57,7 +52,6 @@ class Machine:
         self._progress = progress
         self._worker: WorkerProcess | None = None
         self._stopped = False
-        self._closed = False  # by the guest, before its end
         self._results: socket | None = None
         self._console: console.Console | None = None
         self._live: console.Live | None = None
@@ -115,7 +109,7 @@ class Machine:
                 footprint.limit(self._worker.cgroup, config, fds)
             self._results, guest_end = socketpair()
             fds["results"] = guest_end.detach()
-            spec = self._plan.spec | {"console_size": console.SIZE, "port": results.PORT}
+            spec = self._plan.spec | {"console_size": console.SIZE, "port": PORT}
             self._worker.assign(spec, fds | {"ring": self._console.fd})
         except BaseException:
             self.kill()
@@ -123,13 +117,7 @@ class Machine:
         finally:
             for fd in fds.values():
                 os.close(fd)
-        self._results.setblocking(False)
-        self._session = Session(
-            config.outputs, config.max_output_bytes, config.on_stdout, config.on_stderr
-        )
-        self._outgoing = bytearray()
-        self._configured = False
-        self._input = None if config.stdin is None else results.Input(config.stdin)
+        self._exchange = Exchange(self._results, config, self._plan.program, self._live)
         self._times["spawned"] = time.monotonic()
 
     def _open_image(self) -> Image:
@@ -154,21 +142,6 @@ class Machine:
             except FileNotFoundError:  # pruned meanwhile
                 pass
 
-    def _config_frame(self) -> bytes:
-        config, program = self.config, self._plan.program
-        return results.config_frame(
-            program.argv,
-            program.env,
-            workdir=program.workdir,
-            user=program.user,
-            hostname=config.hostname,
-            outputs=config.outputs,
-            stdin=config.stdin is not None,
-            privileged=config.privileged,
-            clock_ns=time.time_ns(),
-            limit=config.max_output_bytes,
-        )
-
     def wait(self) -> Result:
         """Wait for the program's end and return what it brought back.
 
@@ -176,18 +149,19 @@ class Machine:
         Raises GuestError if guest or worker ended early, HostError if this host cannot run it.
         """
         assert self._worker, "start() first"
-        complete = self._receive()
+        complete = self._exchange.run()
         self._times["end"] = time.monotonic()
         self._worker.stop()
         report = self._worker.report()
         if self._live:
             self._live.finish()
-        session, result = self._session, self._session.result
+        session = self._exchange.session
+        result = session.result
         tail = self.console[-CONSOLE_TAIL:]
         if not complete and not result.timed_out:
             what = "start the program" if session.started_ns is None else "send its outputs"
             reason = f"the guest did not {what} within {self.config.boot_timeout:g} s"
-            if self._closed:
+            if self._exchange.closed:
                 reason = f"the guest did not {what}: it closed its connection"
             if self._stopped:
                 reason = "stopped before the program had ended"
@@ -224,74 +198,6 @@ class Machine:
                 if each:
                     each.close()
 
-    # ---- moving bytes ----
-
-    def _receive(self) -> bool:
-        """Take frames until END (True), or until there will be no more, or it is too late."""
-        session, config = self._session, self.config
-        deadline: float | None = time.monotonic() + config.boot_timeout
-        phase, ended = "boot", 0.0
-        while not session.end:
-            if not self._pump(deadline):
-                self._closed = not session.end
-                return session.end
-            if session.hello and not self._configured:  # not before: it has the time of day
-                self._configured = True
-                self._outgoing += self._config_frame()
-            now = time.monotonic()
-            if phase == "boot" and session.started_ns is not None:
-                phase = "program"
-                deadline = now + config.timeout if config.timeout else None
-            if phase == "program" and session.ended_ns is not None:
-                phase, ended = "files", now
-            if phase == "files":  # outputs may be long, but must come
-                deadline = ended + config.boot_timeout + session.file_bytes / SLOWEST
-            if deadline is None or now < deadline:
-                continue
-            if phase != "program":
-                return False
-            # Kill the program, not yet the VM: the agent still reports usage and outputs.
-            session.result.timed_out = True
-            self._outgoing += results.frame(results.KILL, struct.pack("<I", SIGKILL))
-            phase, deadline = "killed", now + KILL_GRACE
-        return True
-
-    def _pump(self, deadline: float | None) -> bool:
-        """Move bytes until the deadline at the latest; False once no more will come.
-
-        The socket's other end is the worker's: its end of file tells of every end, also a crash's.
-        """
-        assert self._results
-        if self._input and self._configured:
-            self._outgoing += self._input.frames(self._session.stdin_taken)
-        poll = select.poll()
-        poll.register(self._results, select.POLLIN | (select.POLLOUT if self._outgoing else 0))
-        if self._live:
-            self._live.register(poll)
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000 + 1
-        events = dict(poll.poll(timeout)).get(self._results.fileno(), 0)
-        if self._live:
-            self._live.copy()
-        if events & select.POLLOUT and self._outgoing:
-            try:
-                del self._outgoing[: self._results.send(self._outgoing)]
-            except OSError:
-                self._outgoing.clear()  # the guest's end is closed: nobody to tell
-        if events & (select.POLLIN | select.POLLHUP):
-            return self._take()
-        return True
-
-    def _take(self) -> bool:
-        assert self._results
-        try:
-            data = self._results.recv(CHUNK)
-        except BlockingIOError:
-            return True
-        except ConnectionResetError:
-            return False
-        self._session.feed(data)
-        return bool(data)
-
     def _account(self, result: Result, report: dict[str, Any]) -> None:
         """The run's phases by the host's clock, its marks and its exits."""
         times: dict[str, float] = {}
@@ -306,7 +212,7 @@ class Machine:
             times["process"] = self.began
         result.timeline = timeline.phases(times)
         result.timings = {phase["name"]: phase["seconds"] for phase in result.timeline}
-        session = self._session
+        session = self._exchange.session
         if session.started_ns is not None and session.ended_ns is not None:
             result.timings["program"] = (session.ended_ns - session.started_ns) / 1e9
         result.timings["total"] = time.monotonic() - times["begin"]

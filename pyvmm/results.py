@@ -1,4 +1,4 @@
-"""The host's side of the agent protocol (docs/protocol.md), and what a run brings back."""
+"""What a run brings back, out of the guest's half of the agent protocol (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ if TYPE_CHECKING:
 VERSION = 1
 PORT = 1024
 MAX_FRAME = 65536
-STDIN_WINDOW = 256 << 10  # bytes of STDIN on the way at most, so that a KILL gets through
 HEADER = struct.Struct("<IHH")
 
 HELLO, STARTED, STDOUT, STDERR, EXIT = range(1, 6)
 FILE_BEGIN, FILE_DATA, FILE_END, FAILED, END, STDIN_TAKEN = range(6, 12)
 AFTER_EXIT = (FILE_BEGIN, FILE_DATA, FILE_END, END)
-CONFIG, STDIN, KILL = 1, 2, 3
-ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, HAS_STDIN, PRIVILEGED, CLOCK, LIMIT = range(1, 11)
 
 EXIT_FIELDS = struct.Struct("<II12Q")
 
@@ -102,61 +99,6 @@ def _plain(value: Any) -> Any:
         import binascii
 
         return {"base64": binascii.b2a_base64(value, newline=False).decode()}
-
-
-def frame(kind: int, payload: bytes = b"", index: int = 0) -> bytes:
-    return HEADER.pack(len(payload), kind, index) + payload
-
-
-def config_frame(
-    argv: Sequence[str],
-    env: Sequence[str],
-    *,
-    workdir: str,
-    user: str,
-    hostname: str,
-    outputs: Sequence[str],
-    stdin: bool,
-    privileged: bool,
-    clock_ns: int,
-    limit: int,
-) -> bytes:
-    """The CONFIG frame."""
-    records: list[tuple[int, bytes]] = [(ARG, os.fsencode(a)) for a in argv]
-    records += [(ENV, os.fsencode(e)) for e in env]
-    records += [(OUTPUT, os.fsencode(o)) for o in outputs]
-    if workdir:
-        records.append((WORKDIR, os.fsencode(workdir)))
-    if user:
-        records.append((USER, os.fsencode(user)))
-    records.append((HOSTNAME, hostname.encode()))
-    records.append((HAS_STDIN, bytes([stdin])))
-    records.append((PRIVILEGED, bytes([privileged])))
-    records.append((CLOCK, struct.pack("<Q", clock_ns)))
-    records.append((LIMIT, struct.pack("<Q", limit)))
-    return frame(CONFIG, b"".join(struct.pack("<HHI", key, 0, len(v)) + v for key, v in records))
-
-
-class Input:
-    """The program's standard input as STDIN frames, never more than the window ahead."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._sent = 0
-        self._closed = False
-
-    def frames(self, taken: int) -> bytes:
-        """What may be sent now that the guest has taken ``taken`` bytes."""
-        out = b""
-        until = min(taken + STDIN_WINDOW, len(self._data))
-        while self._sent < until:
-            part = self._data[self._sent : min(self._sent + MAX_FRAME, until)]
-            out += frame(STDIN, part)
-            self._sent += len(part)
-        if self._sent == len(self._data) and not self._closed:
-            self._closed = True
-            out += frame(STDIN)
-        return out
 
 
 class Kept:

@@ -16,7 +16,7 @@ import pytest
 from harness import Done, Host, Running
 
 MiB = 1 << 20
-GRACE = 5.0  # seconds that a guest has after its program's time (pyvmm/machine.py)
+GRACE = 5.0  # seconds that a guest has after its program's time (pyvmm/exchange.py)
 SLACK = 5.0  # for the box, where everything takes its time
 
 

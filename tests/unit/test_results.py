@@ -1,4 +1,4 @@
-"""The host's side of the agent protocol: a whole run in any pieces, and hostile frames."""
+"""The guest's half of the agent protocol: a whole run in any pieces, and hostile frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from pyvmm import results
 from pyvmm.errors import GuestError
-from pyvmm.results import Input, Session, Usage, frame
+from pyvmm.exchange import frame
+from pyvmm.results import Session, Usage
 
 HELLO = frame(results.HELLO, struct.pack("<IIQQ", 1, 2, 111, 500 << 20))
 STARTED = frame(results.STARTED, struct.pack("<Q", 222))
@@ -268,67 +269,6 @@ class TestHostileFrames:
             session.finish()
 
 
-class TestInput:
-    def test_small_input_and_its_end(self):
-        given = Input(b"abc")
-        assert given.frames(0) == frame(results.STDIN, b"abc") + frame(results.STDIN)
-        assert given.frames(3) == b""
-
-    def test_no_input_is_just_an_end(self):
-        given = Input(b"")
-        assert given.frames(0) == frame(results.STDIN)
-        assert given.frames(0) == b""
-
-    @staticmethod
-    def payload(frames: bytes) -> tuple[bytes, bool]:
-        """The data in STDIN frames, and whether their end is among them."""
-        data, end = b"", False
-        while frames:
-            length, kind, index = struct.unpack_from("<IHH", frames)
-            assert (kind, index) == (results.STDIN, 0)
-            assert length <= 65536
-            assert not end
-            end = length == 0
-            data += frames[8 : 8 + length]
-            frames = frames[8 + length :]
-        return data, end
-
-    def test_never_more_than_the_window_ahead(self):
-        rng = random.Random(3)
-        whole = rng.randbytes(1_000_000)
-        given, sent, taken, ended = Input(whole), b"", 0, False
-        while not ended:
-            data, ended = self.payload(given.frames(taken))
-            sent += data
-            assert len(sent) - taken <= results.STDIN_WINDOW
-            assert sent == whole or len(sent) - taken == results.STDIN_WINDOW
-            taken = min(len(sent), taken + rng.randint(0, 100_000))
-        assert sent == whole
-
-    def test_guest_that_claims_more_than_was_sent(self):
-        given = Input(bytes(300_000))
-        assert len(self.payload(given.frames(2**64))[0]) == 300_000
-
-
-def test_config_frame():
-    raw = results.config_frame(
-        ["prog", "ä"], ["K=V"], workdir="/w", user="", hostname="h", outputs=["/o"], stdin=True,
-        privileged=False, clock_ns=5, limit=6,
-    )  # fmt: skip
-    length, kind, index = struct.unpack_from("<IHH", raw)
-    assert (length, kind, index) == (len(raw) - 8, results.CONFIG, 0)
-    records, at = [], 8
-    while at < len(raw):
-        key, zero, size = struct.unpack_from("<HHI", raw, at)
-        assert zero == 0
-        records.append((key, raw[at + 8 : at + 8 + size]))
-        at += 8 + size
-    assert records == [
-        (1, b"prog"), (1, "ä".encode()), (2, b"K=V"), (6, b"/o"), (3, b"/w"), (5, b"h"),
-        (7, b"\1"), (8, b"\0"), (9, struct.pack("<Q", 5)), (10, struct.pack("<Q", 6)),
-    ]  # fmt: skip
-
-
 def test_json_keeps_text_as_text_and_bytes_as_base64():
     result = results.Result(stdout="grün".encode(), stderr=b"\xff", files={"/a": b"x"})
     loaded = json.loads(result.to_json())
@@ -346,15 +286,15 @@ def test_nothing_but_files_after_the_exit(kind: int) -> None:
     session = Session(["/f"], LIMIT)
     session.feed(HELLO + STARTED + EXIT)
     with pytest.raises(GuestError, match=f"^the guest's agent sent frame type {kind} after EXIT$"):
-        session.feed(results.frame(kind, b"1234"))
+        session.feed(frame(kind, b"1234"))
 
 
 def test_only_the_contents_of_files_give_a_run_more_time() -> None:
     session = Session(["/f"], LIMIT)
     session.feed(HELLO + STARTED + EXIT)
-    session.feed(results.frame(results.FILE_BEGIN, struct.pack("<iIQ", 0, 0, 0)))
+    session.feed(frame(results.FILE_BEGIN, struct.pack("<iIQ", 0, 0, 0)))
     for _ in range(1000):
-        session.feed(results.frame(results.FILE_DATA))
+        session.feed(frame(results.FILE_DATA))
     assert session.file_bytes == 0
-    session.feed(results.frame(results.FILE_DATA, b"1234"))
+    session.feed(frame(results.FILE_DATA, b"1234"))
     assert session.file_bytes == 4
