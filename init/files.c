@@ -60,6 +60,17 @@ static void file_send(const char *path, uint16_t index, uint64_t limit)
 	proto_send(FRAME_FILE_END, index, &error, sizeof(error));
 }
 
+/* What is there after the next run is to be that run's. A directory or a device is nobody's result.
+ */
+void files_remove(const struct config *c)
+{
+	struct stat st;
+
+	for (size_t i = 0; i < c->output_count; i++)
+		if (!sys_stat(c->outputs[i], &st) && S_ISREG(st.st_mode))
+			sys_unlink(c->outputs[i]);
+}
+
 void files_send(const struct config *c)
 {
 	for (size_t i = 0; i < c->output_count; i++)

@@ -37,9 +37,7 @@ static void clock_set(uint64_t ns)
 void init_main(void)
 {
 	uint64_t init_ns = clock_ns();
-	struct exit_report report = {0};
 	struct config config = {0};
-	struct program program;
 	struct user user;
 	uint32_t length;
 	char *data;
@@ -68,10 +66,17 @@ void init_main(void)
 	net_names(config.hostname);
 	user_resolve(&user, config.user);
 
-	spawn_program(&program, &config, &user);
-	pump_run(&program, &report);
-	usage_collect(&report);
-	proto_send(FRAME_EXIT, 0, &report, sizeof(report));
-	files_send(&config);
-	proto_finish();
+	for (;;) {
+		struct exit_report report = {0};
+		struct program program;
+
+		spawn_program(&program, &config, &user);
+		pump_run(&program, &report);
+		usage_collect(&report);
+		proto_send(FRAME_EXIT, 0, &report, sizeof(report));
+		files_send(&config);
+		proto_send(FRAME_END, 0, NULL, 0);
+		pump_wait_again();
+		files_remove(&config);
+	}
 }

@@ -76,6 +76,7 @@ enum host_frame_type {
 	FRAME_CONFIG = 1,
 	FRAME_STDIN,
 	FRAME_KILL,
+	FRAME_AGAIN,
 };
 
 #define FRAME_MAX     65536u
@@ -164,12 +165,16 @@ struct exit_report {
 	uint64_t oom_kills;
 };
 
+struct rusage;
 void usage_start(void);
+void usage_add(struct exit_report *r, const struct rusage *u);
 void usage_collect(struct exit_report *r);
 
 /* pump.c and files.c */
 void pump_run(const struct program *p, struct exit_report *r);
+void pump_wait_again(void);
 void files_send(const struct config *c);
+void files_remove(const struct config *c);
 
 _Noreturn void init_main(void);
 

@@ -89,7 +89,7 @@ char *proto_read_config(uint32_t *length)
 	return data;
 }
 
-/* After END the host may take its time with what it has: it closes when it is done. */
+/* After a failure. The host may take its time with what it has: it closes when it is done. */
 void proto_finish(void)
 {
 	char buf[512];

@@ -26,6 +26,7 @@ static struct pump {
 	int pid;
 	struct source source[SOURCES];
 	struct exit_report *report;
+	bool over;	   /* END is sent, and AGAIN has not come */
 	bool host_blocked; /* EPOLLOUT is watched only then: each credit of the host's is an edge */
 	bool ended;	   /* the program is */
 	bool childless;
@@ -194,6 +195,7 @@ static void host_kill(const uint8_t *payload, uint32_t length)
 	sys_kill(-1, signal);
 }
 
+/* Up to an AGAIN: what follows that is for the next run. */
 static void host_frames(struct pump *p)
 {
 	size_t at = 0;
@@ -211,9 +213,13 @@ static void host_frames(struct pump *p)
 			host_stdin(p, payload, head.length);
 		else if (head.type == FRAME_KILL)
 			host_kill(payload, head.length);
+		else if (head.type == FRAME_AGAIN && !head.length && p->over)
+			p->over = false;
 		else
 			proto_broken("an unexpected frame");
 		at += sizeof(head) + head.length;
+		if (head.type == FRAME_AGAIN)
+			break;
 	}
 	memmove(p->in, p->in + at, p->in_len - at);
 	p->in_len -= at;
@@ -257,6 +263,7 @@ static bool pump_children(struct pump *p)
 {
 	struct source *s = &p->source[CHILDREN];
 	struct signalfd_siginfo info;
+	struct rusage usage;
 	int status;
 	long pid;
 
@@ -265,9 +272,11 @@ static bool pump_children(struct pump *p)
 	/* While one SIGCHLD is pending the next makes no event: it is taken before the reaping. */
 	sys_read(s->fd, &info, sizeof(info));
 	s->ready = false;
-	while ((pid = sys_wait4(-1, &status, WNOHANG, NULL)) > 0)
+	while ((pid = sys_wait4(-1, &status, WNOHANG, &usage)) > 0) {
 		if (pid == p->pid)
 			program_ended(p, status);
+		usage_add(p->report, &usage);
+	}
 	p->childless = pid == -ECHILD;
 	return true;
 }
@@ -308,6 +317,7 @@ void pump_run(const struct program *program, struct exit_report *report)
 	source_open(p, INPUT, program->in, EPOLLOUT);
 	source_open(p, OUTPUT, program->out[0], EPOLLIN);
 	source_open(p, ERRORS, program->out[1], EPOLLIN);
+	host_frames(p); /* that came together with AGAIN */
 
 	while (!pump_done(p)) {
 		bool moved = pump_children(p);
@@ -321,4 +331,34 @@ void pump_run(const struct program *program, struct exit_report *report)
 		if (!moved)
 			pump_wait(p);
 	}
+}
+
+static void pump_reset(struct pump *p)
+{
+	sys_close(p->epoll);
+	for (enum source_id id = CHILDREN; id < SOURCES; id++)
+		if (p->source[id].fd >= 0)
+			source_close(&p->source[id]);
+	p->ended = p->childless = p->input_ended = false;
+	p->stdin_head = p->stdin_tail = p->stdin_taken = 0;
+}
+
+/*
+ * After END. The host may take its time with what it has: it closes when it is done. What it still
+ * had to say to the program comes too late: a KILL finds nobody, STDIN is thrown away.
+ */
+void pump_wait_again(void)
+{
+	struct pump *p = &pump;
+
+	p->over = true;
+	while (p->over) {
+		long n = sys_read(proto_fd, p->in + p->in_len, sizeof(p->in) - p->in_len);
+
+		if (n <= 0)
+			host_reset();
+		p->in_len += n;
+		host_frames(p);
+	}
+	pump_reset(p);
 }

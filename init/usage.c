@@ -1,4 +1,4 @@
-/* What the program used: rusage of everything reaped, and the guest's own counters. */
+/* What a run used: rusage of everything reaped in it, and the guest's own counters. */
 #include "init.h"
 #include "sys.h"
 
@@ -11,7 +11,7 @@ static struct counters {
 } before;
 
 /* Held open: a privileged program could mount something else on /proc. */
-static int stat_fd, vmstat_fd;
+static int stat_fd = -1, vmstat_fd = -1;
 
 static struct span counters_read(int fd, char *buf, size_t size)
 {
@@ -54,26 +54,34 @@ static uint64_t oom_kills(void)
 
 void usage_start(void)
 {
-	stat_fd = sys_open("/proc/stat", O_RDONLY | O_CLOEXEC, 0);
-	vmstat_fd = sys_open("/proc/vmstat", O_RDONLY | O_CLOEXEC, 0);
+	if (stat_fd < 0) {
+		stat_fd = sys_open("/proc/stat", O_RDONLY | O_CLOEXEC, 0);
+		vmstat_fd = sys_open("/proc/vmstat", O_RDONLY | O_CLOEXEC, 0);
+	}
 	before = (struct counters){steal_ns(), oom_kills()};
 }
 
-/* init had no child before the program, so RUSAGE_CHILDREN needs no difference. */
+/*
+ * wait4's numbers of one child of init's and of all that it had waited for. Not the sum that
+ * getrusage(RUSAGE_CHILDREN) keeps: its peak is the highest of all runs, and has no difference.
+ */
+void usage_add(struct exit_report *r, const struct rusage *u)
+{
+	uint64_t peak = (uint64_t)u->ru_maxrss * 1024;
+
+	r->user_us += (uint64_t)u->ru_utime.tv_sec * 1000000 + (uint64_t)u->ru_utime.tv_usec;
+	r->system_us += (uint64_t)u->ru_stime.tv_sec * 1000000 + (uint64_t)u->ru_stime.tv_usec;
+	r->peak_rss = peak > r->peak_rss ? peak : r->peak_rss;
+	r->minor_faults += u->ru_minflt;
+	r->major_faults += u->ru_majflt;
+	r->block_in += u->ru_inblock;
+	r->block_out += u->ru_oublock;
+	r->voluntary_switches += u->ru_nvcsw;
+	r->involuntary_switches += u->ru_nivcsw;
+}
+
 void usage_collect(struct exit_report *r)
 {
-	struct rusage u = {0};
-
-	sys_getrusage(RUSAGE_CHILDREN, &u);
-	r->user_us = (uint64_t)u.ru_utime.tv_sec * 1000000 + (uint64_t)u.ru_utime.tv_usec;
-	r->system_us = (uint64_t)u.ru_stime.tv_sec * 1000000 + (uint64_t)u.ru_stime.tv_usec;
-	r->peak_rss = (uint64_t)u.ru_maxrss * 1024;
-	r->minor_faults = u.ru_minflt;
-	r->major_faults = u.ru_majflt;
-	r->block_in = u.ru_inblock;
-	r->block_out = u.ru_oublock;
-	r->voluntary_switches = u.ru_nvcsw;
-	r->involuntary_switches = u.ru_nivcsw;
 	r->steal_ns = steal_ns() - before.steal_ns;
 	r->oom_kills = oom_kills() - before.oom_kills;
 }

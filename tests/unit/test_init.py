@@ -29,7 +29,7 @@ INIT = HERE.parent.parent / "init"
 HELLO, STARTED, STDOUT, STDERR, EXIT, FILE_BEGIN, FILE_DATA, FILE_END, FAILED, END, TAKEN = range(
     1, 12
 )
-CONFIG, STDIN, KILL = 1, 2, 3
+CONFIG, STDIN, KILL, AGAIN = range(1, 5)
 ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, STDIN_PIPE, PRIVILEGED, CLOCK, LIMIT = range(1, 11)
 
 EXIT_FIELDS = (
@@ -188,11 +188,21 @@ class Guest:
                 return payload
             assert got != END, self.run.frames
 
-    def finish(self) -> Run:
-        """Reads to END (or to the connection's end), closes, and waits for the reset."""
+    def end(self) -> Run:
+        """Reads to END (or to the connection's end)."""
         with contextlib.suppress(EOFError, ConnectionResetError):
             while not self.run.frames or self.run.frames[-1][0] != END:
                 self.receive()
+        return self.run
+
+    def again(self, more: bytes = b"") -> None:
+        """Asks for another run, and says ``more`` with it."""
+        self.run = Run()
+        self.send(frame(AGAIN) + more)
+
+    def finish(self) -> Run:
+        """Reads to the end, closes, and waits for the reset."""
+        self.end()
         self.close()
         return self.run
 
@@ -792,6 +802,169 @@ def test_outputs_that_are_longer_than_the_host_keeps(shell, root: Path, limit: i
     assert r.file(1) == (0, bytes(limit + 1), 0)
 
 
+# Several runs
+
+
+def shell_guest(guest, script: str, records: bytes = b"") -> Guest:
+    g = guest()
+    words = b"".join(record(ARG, a) for a in ("/bin/sh", "-c", script))
+    g.send(frame(CONFIG, words + records))
+    return g
+
+
+def test_again(guest) -> None:
+    """Each run as if it were the first, but for what it finds on the disk."""
+    g = shell_guest(guest, "echo x >> /count; wc -l < /count; pwd; exit 3", record(WORKDIR, "/w"))
+    first = g.end()
+    assert first.stdout == b"1\n/w\n"
+    ended = first.exit["end_ns"]
+    for number in (2, 3, 4, 5):
+        g.again()
+        r = g.end()
+        assert [k for k, _, _ in r.frames if k != STDOUT] == [STARTED, EXIT, END]
+        assert r.stdout == b"%d\n/w\n" % number
+        assert (r.exit["code"], r.exit["signal"], r.exit["oom_kills"]) == (3, 0, 0)
+        assert ended < struct.unpack("<Q", r.of(STARTED)[0])[0] < r.exit["end_ns"]
+        ended = r.exit["end_ns"]
+    g.close()
+    assert g.run.marks == b"\x01" + b"\x02\x03" * 5
+    assert g.run.console == ""
+
+
+def test_again_leaves_no_descriptor_open(guest) -> None:
+    """Neither in init nor, so, in the program."""
+    script = "ls /proc/self/fd; grep FDSize /proc/1/status"
+    g = shell_guest(guest, script, record(STDIN_PIPE, 1))
+    first = g.end().stdout
+    for _ in range(40):
+        g.again()
+        r = g.end()
+    g.close()
+    assert r.stdout == first
+
+
+def test_again_usage_is_of_one_run(guest) -> None:
+    """The first uses much, its orphans too; the second nothing."""
+    heavy = """
+        [ -e /been ] && exec true
+        touch /been
+        (head -c 50000000 /dev/zero | tail -c 40000000 | wc -c) &
+        i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done
+        wait
+    """
+    g = shell_guest(guest, heavy)
+    first = g.end().exit
+    g.again()
+    second = g.finish().exit
+    assert first["peak_rss"] >= 40_000_000
+    assert second["peak_rss"] < 10_000_000
+    assert first["user_us"] > 50_000
+    assert second["user_us"] + second["system_us"] < 50_000
+    assert first["minor_faults"] > 9_000
+    assert second["minor_faults"] < 1_000
+
+
+def test_again_after_leftovers(guest) -> None:
+    script = "ps -e -o comm= | grep -c '^sleep'; setsid sleep 1000 & setsid sleep 1000 & sleep 0.2"
+    g = shell_guest(guest, script)
+    for _ in range(3):
+        assert g.end().stdout == b"0\n"
+        g.again()
+    assert g.finish().stdout == b"0\n"
+
+
+def test_again_after_a_kill(guest) -> None:
+    g = shell_guest(guest, "[ -e /been ] && exit 4; touch /been; echo up; sleep 1000")
+    g.until(STDOUT)
+    g.send(frame(KILL, struct.pack("<I", signal.SIGKILL)))
+    assert g.end().exit["code"] == 137
+    g.again()
+    assert g.finish().exit["code"] == 4
+
+
+def test_again_stdin_is_each_runs_own(guest) -> None:
+    """What came too late for one run is not the next one's, also if it comes with its own."""
+    g = shell_guest(guest, "read line; echo $line", record(STDIN_PIPE, 1))
+    for number in range(3):
+        g.send(frame(STDIN, b"run %d\n" % number))
+        assert g.end().stdout == b"run %d\n" % number
+        g.send(frame(STDIN, b"late\n" * 10000) * 2 + frame(KILL, struct.pack("<I", 15)))
+        g.again()
+    g.send(frame(STDIN, b"split"))
+    g.send(frame(STDIN, b" in two\n") + frame(STDIN))
+    assert g.end().stdout == b"split in two\n"
+    g.again(frame(STDIN, b"together\n") + frame(STDIN))
+    r = g.finish()
+    assert r.stdout == b"together\n"
+    assert r.exit["code"] == 0
+    assert r.of(TAKEN) == [struct.pack("<I", 9)]
+
+
+def test_again_has_the_whole_window(guest) -> None:
+    g = shell_guest(guest, "true", record(STDIN_PIPE, 1))
+    for _ in range(3):
+        g.send(frame(STDIN, bytes(65536)) * 4)
+        assert g.end().exit["code"] == 0
+        g.again()
+    g.send(frame(STDIN, bytes(65536)) * 4)
+    assert g.finish().exit["code"] == 0
+
+
+def test_again_outputs_are_that_runs(guest, root: Path) -> None:
+    """A file that only the run before had written is not taken for this one's."""
+    (root / "made").mkdir()
+    script = (
+        "[ -e /been ] && echo two >/b || echo one >/a; echo x >>/both; touch /been; ln -sf b /l"
+    )
+    paths = ["/a", "/b", "/both", "/l", "/dev/null", "/made"]
+    g = shell_guest(guest, script, b"".join(record(OUTPUT, p) for p in paths))
+    first = g.end()
+    g.again()
+    second = g.finish()
+    none = (errno.ENOENT, b"", errno.ENOENT)
+    device, directory = ((e, b"", e) for e in (errno.EINVAL, errno.EISDIR))
+    assert [first.file(i) for i in range(6)] == [
+        (0, b"one\n", 0), none, (0, b"x\n", 0), none, device, directory,
+    ]  # fmt: skip
+    assert [second.file(i) for i in range(6)] == [
+        none, (0, b"two\n", 0), (0, b"x\n", 0), (0, b"two\n", 0), device, directory,
+    ]  # fmt: skip
+
+
+def test_again_when_it_can_no_longer_start(guest) -> None:
+    """That ends the runs: the host closes."""
+    g = shell_guest(guest, "rm /bin")
+    assert g.end().exit["code"] == 0
+    g.again()
+    r = g.finish()
+    assert [k for k, _, _ in r.frames] == [FAILED, END]
+    assert r.failed == (127, 'exec: "/bin/sh": no such file or directory')
+
+
+def test_again_in_crumbs(guest) -> None:
+    g = shell_guest(guest, "cat", record(STDIN_PIPE, 1))
+    g.send(frame(STDIN))
+    g.end()
+    g.run = Run()
+    for byte in frame(AGAIN) + frame(STDIN, b"hello") + frame(STDIN):
+        g.send(bytes([byte]))
+        time.sleep(0.001)
+    assert g.finish().stdout == b"hello"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [frame(CONFIG), frame(99), frame(AGAIN, b"x"), struct.pack("<IHH", 65537, STDIN, 0)],
+)
+def test_wrong_frame_after_the_end(guest, data: bytes) -> None:
+    g = shell_guest(guest, "true")
+    g.end()
+    g.send(data)
+    assert g.finish().of(END) == [b""]
+    assert g.process.wait() == 0
+    assert "host connection: " in g.run.console
+
+
 # What a host may get wrong
 
 
@@ -846,6 +1019,7 @@ def test_wrong_first_frame(guest, data: bytes) -> None:
     "data",
     [
         frame(CONFIG),
+        frame(AGAIN),
         frame(99),
         frame(KILL, b"123"),
         frame(KILL, struct.pack("<I", 0)),
