@@ -43,7 +43,8 @@ def test_all_given() -> None:
         "run", "--env=A=1", "--image=a=b", "--cpu-count", "4", "--env", "B", "--loud", "--how", "b"
     )
     assert vars(found) == {
-        "image": "a=b", "cpu_count": 4, "env": ["A=1", "B"], "how": "b", "loud": True, "words": [], "tail": [],
+        "image": "a=b", "cpu_count": 4, "env": ["A=1", "B"], "how": "b", "loud": True, "words": [],
+        "tail": [],
     }  # fmt: skip
 
 
