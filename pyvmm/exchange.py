@@ -24,7 +24,7 @@ KILL_GRACE = 5.0  # seconds for the agent to report after the program was killed
 STDIN_WINDOW = 256 << 10  # bytes of STDIN on the way at most, so that a KILL gets through
 CHUNK = 1 << 20
 
-CONFIG, STDIN, KILL = 1, 2, 3
+CONFIG, STDIN, KILL, AGAIN = range(1, 5)
 ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, HAS_STDIN, PRIVILEGED, CLOCK, LIMIT = range(1, 11)
 
 
@@ -84,7 +84,7 @@ class Input:
 
 
 class Exchange:
-    """One run's frames, over the socket whose other end is the guest's connection.
+    """A run's frames, over the socket whose other end is the guest's connection.
 
     That end is the worker's: its end of file tells of every end, also a crash's.
     """
@@ -98,12 +98,27 @@ class Exchange:
         self._config, self._program, self._live = config, program, live
         self._outgoing = bytearray()
         self._configured = False
+        self.closed = False
+        """by the guest, before END"""
+        self._begin()
+
+    def _begin(self) -> None:
+        config = self._config
         self._input = None if config.stdin is None else Input(config.stdin)
         self.session = Session(
             config.outputs, config.max_output_bytes, config.on_stdout, config.on_stderr
         )
-        self.closed = False
-        """by the guest, before END"""
+
+    def again(self) -> bool:
+        """Have the program run once more, after a run() or again() that gave True; then as run().
+
+        Raises GuestError if the guest has said more than it may.
+        """
+        last = self.session
+        self._begin()
+        self.session.follow(last)
+        self._outgoing += frame(AGAIN)
+        return self.run()
 
     def run(self) -> bool:
         """Take frames until END (True), or until there will be no more, or it is too late."""

@@ -14,6 +14,7 @@ from _socket import socket, socketpair
 from . import console, footprint, plan, timeline
 from .config import Config
 from .disk import base_disk
+from .errors import GuestError, PyvmmError
 from .exchange import Exchange
 from .host import open_file, open_overlay
 from .launch import WorkerProcess
@@ -38,6 +39,12 @@ class Machine:
 
     `Options` (options.py) lists the keyword arguments. Leaving the block ends the VM, however it is
     left; nothing stays behind. ``progress`` is called with a line when something takes long.
+
+    With ``repeat`` the VM stays for further runs, which find its disk and caches as the last one
+    left them, but none of its processes and output files::
+
+        with Machine("image/", repeat=True) as machine:
+            results = [machine.wait()] + [machine.again() for _ in range(9)]
     """
 
     def __init__(
@@ -46,10 +53,13 @@ class Machine:
         command: Sequence[str] | None = None,
         *,
         progress: Callable[[str], object] | None = None,
+        repeat: bool = False,
         **options: Unpack[Options],
     ) -> None:
         self.config = Config(image, command, **options)
         self._progress = progress
+        self._repeat = repeat
+        self._ready = False  # for another run
         self._worker: WorkerProcess | None = None
         self._stopped = False
         self._results: socket | None = None
@@ -146,40 +156,70 @@ class Machine:
         """Wait for the program's end and return what it brought back.
 
         A time-out is a Result (``timed_out``, exit code 124) with all that arrived before it.
+        With ``repeat``, `Result` lacks what only a VM's end tells: exits, marks, timeline, walls.
         Raises GuestError if guest or worker ended early, HostError if this host cannot run it.
         """
         assert self._worker, "start() first"
-        complete = self._exchange.run()
-        self._times["end"] = time.monotonic()
-        self._worker.stop()
-        report = self._worker.report()
-        if self._live:
-            self._live.finish()
+        return self._result(self._exchange.run())
+
+    def again(self) -> Result:
+        """Run the program again in the same VM, after a wait() or again() of one with ``repeat``.
+
+        The Result is as wait()'s; its ``timings["total"]`` begins here. Raises GuestError also if
+        the last run was the VM's end: its program could not be started, or not be killed in time.
+        """
+        if not self._ready:
+            raise GuestError("the program cannot run again: its VM has ended, or is not to repeat")
+        self._ready = False
+        self._times = {"begin": time.monotonic()}
+        return self._result(self._exchange.again())
+
+    def _result(self, complete: bool) -> Result:
+        """What a run brought, ``complete`` or not; the VM ends with it unless it can go on."""
         session = self._exchange.session
         result = session.result
+        self._times["end"] = time.monotonic()
+        self._ready = self._repeat and complete and not result.failure
+        report = {} if self._ready else self._end()
         tail = self.console[-CONSOLE_TAIL:]
         if not complete and not result.timed_out:
-            what = "start the program" if session.started_ns is None else "send its outputs"
-            reason = f"the guest did not {what} within {self.config.boot_timeout:g} s"
-            if self._exchange.closed:
-                reason = f"the guest did not {what}: it closed its connection"
-            if self._stopped:
-                reason = "stopped before the program had ended"
-            elif report.get("end") != "stopped":
-                reason = self._worker.died()
-            from .crash import explain
-
-            raise explain(report, tail, reason)
+            raise self._early(report, tail)
         session.finish()
         if result.timed_out:
             result.exit_code, result.signal = 124, 0
         result.warnings = list(self._plan.warnings)
         result.console = tail
-        result.walls = self._worker.walls
-        if self._worker.cgroup:
-            result.walls["cgroup"] = footprint.describe(self._worker.cgroup)
-        self._account(result, report)
+        if not self._repeat:
+            self._account(result, report)
+        if session.started_ns is not None and session.ended_ns is not None:
+            result.timings["program"] = (session.ended_ns - session.started_ns) / 1e9
+        result.timings["total"] = time.monotonic() - self._times["begin"]
         return result
+
+    def _end(self) -> dict[str, Any]:
+        """End the VM; the worker's report."""
+        assert self._worker
+        self._worker.stop()
+        report = self._worker.report()
+        if self._live:
+            self._live.finish()
+        return report
+
+    def _early(self, report: dict[str, Any], tail: str) -> PyvmmError:
+        """The exception for a run that did not come to its end."""
+        assert self._worker
+        started = self._exchange.session.started_ns is not None
+        what = "send its outputs" if started else "start the program"
+        reason = f"the guest did not {what} within {self.config.boot_timeout:g} s"
+        if self._exchange.closed:
+            reason = f"the guest did not {what}: it closed its connection"
+        if self._stopped:
+            reason = "stopped before the program had ended"
+        elif report.get("end") != "stopped":
+            reason = self._worker.died()
+        from .crash import explain
+
+        return explain(report, tail, reason)
 
     def stop(self) -> None:
         """End the VM now. wait() then raises GuestError, unless the run was over."""
@@ -199,7 +239,11 @@ class Machine:
                     each.close()
 
     def _account(self, result: Result, report: dict[str, Any]) -> None:
-        """The run's phases by the host's clock, its marks and its exits."""
+        """What the VM's end tells: phases by the host's clock, marks, exits, walls."""
+        assert self._worker
+        result.walls = self._worker.walls
+        if self._worker.cgroup:
+            result.walls["cgroup"] = footprint.describe(self._worker.cgroup)
         times: dict[str, float] = {}
         if "times" in report:
             instants = report["times"] | {n: mark["time_ns"] for n, mark in report["marks"].items()}
@@ -212,10 +256,6 @@ class Machine:
             times["process"] = self.began
         result.timeline = timeline.phases(times)
         result.timings = {phase["name"]: phase["seconds"] for phase in result.timeline}
-        session = self._exchange.session
-        if session.started_ns is not None and session.ended_ns is not None:
-            result.timings["program"] = (session.ended_ns - session.started_ns) / 1e9
-        result.timings["total"] = time.monotonic() - times["begin"]
 
 
 def run(

@@ -148,6 +148,13 @@ class Session:
         self._file: tuple[int, Kept] | None = None
         self._begun: set[int] = set()
 
+    def follow(self, last: Session) -> None:
+        """Be another run's in the same guest, which says HELLO once only. Raises GuestError."""
+        if last._buffer:
+            raise GuestError("the guest's agent sent more after END")
+        self.hello, self.init_ns, self.result.cpus = True, last.init_ns, last.result.cpus
+        self._seen.add(HELLO)
+
     def feed(self, data: bytes) -> None:
         """Take more bytes. Raises GuestError if they are not the protocol."""
         self._buffer += data
