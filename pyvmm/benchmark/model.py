@@ -48,7 +48,7 @@ class Series:
         """
         if len(self.samples) == 1:
             return list(self.samples[0])
-        return [median(sample) for sample in self.samples]
+        return [median(sample) for sample in self.samples if sample]
 
 
 @dataclass
