@@ -9,6 +9,7 @@ SOURCES = [
     "vm.c",
     "threads.c",
     "kvm_run.c",
+    "perf.c",
     "event_loop.c",
     "serial.c",
     "virtqueue.c",

@@ -158,6 +158,10 @@ struct vcpu {
 void vcpu_run(struct vcpu *v);
 uint64_t now_ns(void); /* CLOCK_MONOTONIC */
 
+/* ---- perf.c: what the guest executes ---- */
+
+void perf_read(struct vm *vm, struct vm_count *counts);
+
 /* ---- threads.c: where the threads wait until the guest may run ---- */
 
 struct gate {
@@ -201,6 +205,8 @@ struct vm {
 	_Atomic bool ended;
 	struct vm_end end;
 	uint64_t start_ns;
+	int counters[VM_MAX_COUNTERS]; /* perf_open()'s */
+	unsigned n_counters;
 	struct vm_mark marks[VM_MARKS];
 };
 

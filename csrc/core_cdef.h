@@ -19,7 +19,7 @@ enum {
 	VM_END_STOPPED = 5, /* vm_stop() */
 };
 
-enum { VM_MARKS = 4 };
+enum { VM_MARKS = 4, VM_MAX_COUNTERS = 8 };
 
 struct vm_end {
 	int reason;	    /* VM_END_* */
@@ -30,10 +30,18 @@ struct vm_end {
 	uint64_t time_ns;   /* CLOCK_MONOTONIC */
 };
 
+/* What read(2) gives of a counter. It counted while it ran; less than it was enabled if it had to
+ * share the CPU's counters with others. */
+struct vm_count {
+	uint64_t count;
+	uint64_t enabled_ns, running_ns; /* of all threads together */
+};
+
 struct vm_mark {
 	uint64_t time_ns;   /* CLOCK_MONOTONIC; 0 if never reached */
 	uint64_t exits;	    /* to user space, all vCPUs, until then */
-	uint64_t kvm_exits; /* all KVM exits of vCPU 0 until then, where KVM counts them */
+	uint64_t kvm_exits; /* all KVM exits, all vCPUs, until then, where KVM counts them */
+	struct vm_count counters[VM_MAX_COUNTERS];
 };
 
 /* The console's tail, in memory shared with the caller: it outlives a killed worker. */
@@ -75,6 +83,9 @@ int vm_coalesce(struct vm *vm, uint64_t offset);
 /* Run a vCPU on this host CPU and no other; without it, its thread may run where its maker may. */
 int vm_pin_vcpu(struct vm *vm, uint32_t index, uint32_t host_cpu);
 
+/* Read this descriptor of perf_open() at every mark. */
+int vm_add_counter(struct vm *vm, int fd);
+
 enum { VM_THREAD_MAIN = 0, VM_THREAD_IO = 1, VM_THREAD_VCPU = 2, VM_THREAD_KINDS = 3 };
 
 /* The seccomp filter (struct sock_filter[n]) of this kind of thread. It must stay until vm_start()
@@ -95,6 +106,10 @@ const struct vm_mark *vm_get_mark(struct vm *vm, int mark);
 int vm_poll(struct vm *vm, int timeout_ms);
 void vm_mmio(struct vm *vm, uint64_t addr, uint8_t *data, uint32_t len, bool write);
 void vm_serial(struct vm *vm, uint32_t reg, uint8_t *value, bool write);
+
+/* ---- perf.c ---- */
+
+int perf_open(uint32_t type, uint64_t config, bool user);
 
 /* ---- jail.c: walls around this process, for pyvmm/jail.py ---- */
 

@@ -58,6 +58,17 @@ static void vcpu_end(struct vcpu *v, int reason)
 		return;
 }
 
+/* What KVM counts; 0 where it does not. */
+static uint64_t vcpu_kvm_exits(const struct vcpu *v)
+{
+	uint64_t exits;
+
+	if (v->stats_fd < 0 ||
+	    pread(v->stats_fd, &exits, sizeof(exits), (off_t)v->stats_offset) != sizeof(exits))
+		return 0;
+	return exits;
+}
+
 static void vcpu_mark(struct vcpu *v, unsigned which)
 {
 	struct vm_mark *mark;
@@ -68,9 +79,9 @@ static void vcpu_mark(struct vcpu *v, unsigned which)
 	mark->time_ns = now_ns();
 	for (int kind = 0; kind < VM_EXIT_KINDS; kind++)
 		mark->exits += vm_exits(v->vm, kind);
-	if (v->stats_fd >= 0 && pread(v->stats_fd, &mark->kvm_exits, sizeof(mark->kvm_exits),
-				      (off_t)v->stats_offset) != sizeof(mark->kvm_exits))
-		mark->kvm_exits = 0;
+	for (unsigned i = 0; i < v->vm->n_vcpus; i++)
+		mark->kvm_exits += vcpu_kvm_exits(v->vm->vcpus[i]);
+	perf_read(v->vm, mark->counters);
 }
 
 /* Ports that nobody answers read as ones, as on a bus without pull-downs. */

@@ -133,7 +133,7 @@ def _run(a: Values) -> int:
     from .launch import WorkerProcess, server
 
     server.fork()
-    worker = WorkerProcess(jail=a.jail == "on", cgroup=a.cgroup)
+    worker = WorkerProcess(jail=a.jail == "on", cgroup=a.cgroup, counters=a.counters)
     if a.jail == "off":
         say("warning: --jail=off: a guest that breaks out of the monitor has all your rights")
     if not a.json:
@@ -143,6 +143,7 @@ def _run(a: Values) -> int:
 
     machine = Machine(a.image, command or None, progress=say, **options)
     machine.began = began
+    options["counters"] = a.counters
     machine.bars = True
     machine.use(worker)
     try:
@@ -187,6 +188,11 @@ def _deliver(result: Result, outputs: dict[str, str], a: Values) -> int:
             with open(a.json, "w") as out:
                 out.write(text)
     return result.exit_code
+    if a.counters:
+        from .counters import lines
+
+        for line in lines(result):
+            say(line)
 
 
 def _dry_run(image: str, command: list[str] | None, options: Options) -> int:
@@ -322,3 +328,4 @@ COMMANDS = (
         (Option("--kvm-linux", "", "only: exit 0 if KVM here can run Linux, else 1", False),),
     ),
 )  # fmt: skip
+            Option("--counters", "", "count what the guest executes, by the CPU's counters", False),

@@ -79,6 +79,8 @@ class Config(Record):
     """Where to make the VM's cgroup, below the mount of cgroup2; None: where it is possible."""
     disk_rate: int | str | None = None
     """Bytes a second that the run may read from disk, and write to it; None: no limit."""
+    counters: bool = False
+    """Count what the guest executes, by the CPU's counters (Result.counters)."""
     kernel: str | None = None
     """``"minimal"``, ``"stock"`` or a path; None: minimal if it is there, else stock."""
     entry: Entry = "linux64"

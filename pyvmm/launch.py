@@ -127,7 +127,9 @@ server = Server()
 class WorkerProcess:
     """A worker (worker.py), which makes a VM at once. It is told what to run by assign()."""
 
-    def __init__(self, *, jail: bool = True, cgroup: str | None = None) -> None:
+    def __init__(
+        self, *, jail: bool = True, cgroup: str | None = None, counters: bool = False
+    ) -> None:
         """Raises HostError without /dev/kvm, and if a ``cgroup`` is named that cannot be used."""
         self.cgroup: Cgroup | None = None
         """its limits, yet to be set; None without a jail"""
@@ -145,9 +147,13 @@ class WorkerProcess:
                 self.cgroup = Cgroup(cgroup)
             kvm = open_kvm()
             try:
-                message = passing.OPEN
-                if self.cgroup:
-                    message = passing.JAILED + os.fsencode(self.cgroup.path)
+                events: list[tuple[int, int]] = []
+                if counters:
+                    from .counters import EVENTS
+
+                    events = list(EVENTS.values())
+                path = self.cgroup.path if self.cgroup else ""
+                message = marshal.dumps((jail, path, events))
                 server.request(message, control.fileno(), self._log, life.fileno(), kvm)
             finally:
                 os.close(kvm)

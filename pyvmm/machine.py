@@ -100,7 +100,9 @@ class Machine:
             # First: what the host lacks is no reason to unpack an image or fetch a kernel.
             placed = plan.place(config)
             if not self._worker:  # its VM is made while we prepare
-                self._worker = WorkerProcess(jail=config.jail == "on", cgroup=config.cgroup)
+                self._worker = WorkerProcess(
+                    jail=config.jail == "on", cgroup=config.cgroup, counters=config.counters
+                )
 
             def prepare(image: Image) -> None:
                 self._plan = plan.make(config, placed, image, self._progress)
@@ -251,6 +253,10 @@ class Machine:
             times = {name: min(max(ns / 1e9, first), last) for name, ns in instants.items()}
             result.exits = report["exits"] | {"kvm": report["kvm_exits"]}
             result.marks = report["marks"]
+            if self.config.counters:
+                from . import counters
+
+                counters.account(result, report)
         times |= self._times  # ours last: the worker has no say in them
         if self.began is not None:
             times["process"] = self.began

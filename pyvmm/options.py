@@ -44,6 +44,7 @@ class Options(TypedDict, total=False):
     jail: JailMode
     cgroup: str | None
     disk_rate: int | str | None
+    counters: bool
     kernel: str | None
     entry: Entry
     cmdline_extra: str

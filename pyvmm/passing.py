@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from _socket import socket
     from collections.abc import Iterable
 
-# What the server is asked for: a worker behind walls (jail.py), with its cgroup's path behind the
-# word if it has one; or a worker with all rights of the caller.
-JAILED, OPEN = b"jailed", b"open"
-
 
 def send(sock: socket, data: bytes, fds: Iterable[int] = ()) -> None:
     """Send ``data`` and copies of the descriptors ``fds``."""

@@ -17,6 +17,7 @@ MAX_ERRNO = 4096
 TIMES = ("ready", "made", "loaded", "start")
 EXITS = ("serial", "pio", "mmio", "signal", "other")  # VM_EXIT_*
 MARKS = ("", "init", "program", "ended")  # by the guest's number for it
+COUNT = ("count", "enabled_ns", "running_ns")  # struct vm_count
 ENDS = ("none", "reset", "crash", "unknown", "errno", "stopped")  # VM_END_*
 CRASHES = ("crash", "unknown", "errno")
 
@@ -32,6 +33,7 @@ ENDED = {
     "exits": dict.fromkeys(EXITS, int),
     "kvm_exits": int,
     "marks": {str: dict.fromkeys(("time_ns", "exits", "kvm_exits"), int)},
+    "counters": [{"errno": int, "user": int, "marks": {str: dict.fromkeys(COUNT, int)}}],
 }
 CRASHED = ENDED | {"registers": str}
 

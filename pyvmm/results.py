@@ -73,7 +73,12 @@ class Result(Record):
     exits: dict[str, int] = field(default_factory=dict)
     """exits to user space by kind; ``kvm`` counts all exits"""
     marks: dict[str, dict[str, int]] = field(default_factory=dict)
-    """clock (CLOCK_MONOTONIC) and exit counts when the guest reached a point"""
+    """clock (CLOCK_MONOTONIC), exit counts and counters when the guest reached a point"""
+    counters: dict[str, int] = field(default_factory=dict)
+    """what the guest's CPUs executed from the program's begin to its end, if it was asked for: as
+    ``instructions``, or ``instructions:u`` where only its user mode may be counted (counters.py)"""
+    counters_unavailable: dict[str, str] = field(default_factory=dict)
+    """counters that could not be had, with the reason"""
     warnings: list[str] = field(default_factory=list)
     walls: dict[str, str] = field(default_factory=dict)
     """what was around the monitor, wall by wall; ``"none: why"`` for one that this host lacks"""

@@ -1,7 +1,8 @@
 """Makes workers by forking, so that a run waits for no interpreter to start.
 
-Requests come over a socket (passing.JAILED or OPEN), each with four descriptors: the worker's
-control socket, a file for what it says on stderr, its life line, and /dev/kvm. On the life line the
+Requests come over a socket: whether the worker is to have walls (jail.py), its cgroup's path or "",
+and the events that it is to count (counters.py). Each has four descriptors: the worker's control
+socket, a file for what it says on stderr, its life line, and /dev/kvm. On the life line the
 server answers with the worker's process id (or a negative errno) and a pidfd, and tells its wait
 status at the end, when its cgroup is gone, too. Whoever lets go of it has no more interest in a
 worker, which is then ending: the next one starts only when it is gone, so that the memory of two
@@ -10,6 +11,7 @@ guests is never held for one.
 
 from __future__ import annotations
 
+import marshal
 import os
 import select
 import struct
@@ -83,11 +85,10 @@ class Server:
         life = socket(AF_UNIX, SOCK_SEQPACKET, 0, line)
         self._wait_for_leavers()
         _name(WORKER_NAME)  # what is born with it never has another
-        jailed = message.startswith(passing.JAILED)
-        cgroup = os.fsdecode(message.removeprefix(passing.JAILED)) if jailed else ""
+        jailed, cgroup, events = marshal.loads(message)
         pid, pidfd = _clone(jailed, cgroup)
         if pid == 0:
-            _become_worker(control, log, kvm, self._self, jailed)
+            _become_worker(control, log, kvm, self._self, jailed, events)
         _name(NAME)
         if pid < 0:
             _tell(life, pid)
@@ -144,7 +145,9 @@ def _tell(life: socket, number: int, *fds: int) -> None:
         pass  # nobody is interested any more
 
 
-def _become_worker(control: int, log: int, kvm: int, server: int, jailed: bool) -> None:
+def _become_worker(
+    control: int, log: int, kvm: int, server: int, jailed: bool, events: list[tuple[int, int]]
+) -> None:
     code = 1
     try:
         lib.prctl(PR_SET_PDEATHSIG, ffi.cast("unsigned long", SIGKILL))
@@ -162,7 +165,7 @@ def _become_worker(control: int, log: int, kvm: int, server: int, jailed: bool) 
             vm = -(e.errno or 1)
         from .worker import main
 
-        main(CONTROL, KVM, vm, SERVER, jailed)
+        main(CONTROL, KVM, vm, SERVER, jailed, events)
         code = 0
     except BaseException as e:
         _report(e)

@@ -26,7 +26,7 @@ from .jail import Jail, require_filters
 from .kvm import CAP_BINARY_STATS_FD, CAP_COALESCED_MMIO, MEM_READONLY, Kvm, Vcpu, Vm
 from .memory import GuestMemory
 from .quick_json import dumps
-from .report import CRASHES, ENDS, EXITS, MARKS
+from .report import COUNT, CRASHES, ENDS, EXITS, MARKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,12 +37,24 @@ MAX_FDS = 16
 LINGER_MS = 1000
 
 
-def main(control_fd: int, kvm_fd: int, vm_fd: int, server_fd: int, jailed: bool) -> None:
+def main(
+    control_fd: int,
+    kvm_fd: int,
+    vm_fd: int,
+    server_fd: int,
+    jailed: bool,
+    events: list[tuple[int, int]],
+) -> None:
     """``vm_fd`` is the VM's descriptor, or the negative errno of its making; ``server_fd`` the
-    server's pidfd.
+    server's pidfd; ``events`` what to count (counters.py).
     """
     control = socket(fileno=control_fd)
+    counters: list[dict[str, int]] = []
     try:
+        if events:
+            from .counters import open_all
+
+            counters = open_all(events)  # behind the walls nobody may
         jail = Jail() if jailed else None
         if _is_gone(server_fd):
             return
@@ -53,7 +65,7 @@ def main(control_fd: int, kvm_fd: int, vm_fd: int, server_fd: int, jailed: bool)
         kvm = Kvm(kvm_fd)
         kvm.check()
         vm = Vm(check(vm_fd))
-        worker = Worker(spec, dict(zip(spec["fds"], fds, strict=True)), kvm, vm)
+        worker = Worker(spec, dict(zip(spec["fds"], fds, strict=True)), kvm, vm, counters)
         report = worker.run(control, jail)
     except PyvmmError as e:
         report = {"end": "failed", "error": type(e).__name__, "message": str(e)}
@@ -82,12 +94,24 @@ def _is_gone(server_fd: int) -> bool:
 class Worker:
     """One VM, assembled by the constructor."""
 
-    def __init__(self, spec: dict[str, Any], fds: dict[str, int], kvm: Kvm, vm: Vm) -> None:
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        fds: dict[str, int],
+        kvm: Kvm,
+        vm: Vm,
+        counters: list[dict[str, int]],
+    ) -> None:
+        """``counters`` are those of counters.open_all()."""
         self.spec = spec
         self.fds = fds
         self.times = {"ready": time.monotonic_ns()}
         run_on(spec["affinity"])  # before there are threads, which inherit it, or memory
         self.core = new_core()
+        self.counters = counters
+        for counter in counters:
+            if not counter["errno"]:
+                check(lib.vm_add_counter(self.core, counter["fd"]))
         self.vm = vm
         vm.set_tss(layout.IDENTITY_MAP, layout.TSS)
         vm.create_irqchip()
@@ -106,7 +130,7 @@ class Worker:
             os.close(fds[name])
         self._add_serial()
         self._add_devices()
-        self.counters: list[tuple[int, int]] = []
+        self.exits: list[tuple[int, int]] = []
         self.vcpus = self._add_vcpus(kvm)
         self._coalesce(kvm)
         boot.enter(self.vcpus[0], spec)
@@ -155,8 +179,8 @@ class Worker:
         vcpus = [self.vm.create_vcpu(index) for index in range(count)]
         for index, vcpu in enumerate(vcpus):
             cpu.set_up(kvm, vcpu, index, count, supported)
-            self.counters.append(vcpu.exits_counter() if counted else (-1, 0))
-            check(lib.vm_add_vcpu(self.core, vcpu.fd, run_size, *self.counters[-1]))
+            self.exits.append(vcpu.exits_counter() if counted else (-1, 0))
+            check(lib.vm_add_vcpu(self.core, vcpu.fd, run_size, *self.exits[-1]))
         for index, host_cpu in enumerate(self.spec["pins"]):
             check(lib.vm_pin_vcpu(self.core, index, host_cpu))
         return vcpus
@@ -198,15 +222,23 @@ class Worker:
             "detail": list(end.detail),
             "times": self.times | {"start": lib.vm_start_ns(self.core)},
             "exits": {kind: lib.vm_exits(self.core, i) for i, kind in enumerate(EXITS)},
-            "kvm_exits": sum(self._counted(fd, at) for fd, at in self.counters),
+            "kvm_exits": sum(self._counted(fd, at) for fd, at in self.exits),
             "marks": {},
+            "counters": [
+                {"errno": each["errno"], "user": each["user"], "marks": {}}
+                for each in self.counters
+            ],
         }
+        counting = [each for each in report["counters"] if not each["errno"]]
         for number, name in enumerate(MARKS):
             mark = lib.vm_get_mark(self.core, number)
-            if name and mark.time_ns:
-                report["marks"][name] = {
-                    "time_ns": mark.time_ns, "exits": mark.exits, "kvm_exits": mark.kvm_exits,
-                }  # fmt: skip
+            if not name or not mark.time_ns:
+                continue
+            report["marks"][name] = {
+                "time_ns": mark.time_ns, "exits": mark.exits, "kvm_exits": mark.kvm_exits,
+            }  # fmt: skip
+            for counter, read in zip(counting, mark.counters, strict=False):
+                counter["marks"][name] = {field: getattr(read, field) for field in COUNT}
         if report["end"] in CRASHES:
             report["registers"] = self._post_mortem(self.vcpus[end.vcpu])
         return report

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import select
 import struct
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 from pyvmm._core import ffi, lib
 
 from pyvmm import boot, cpu, layout
+from pyvmm.counters import open_all
 from pyvmm.kvm import CAP_BINARY_STATS_FD, Kvm
 from pyvmm.memory import GuestMemory
 from pyvmm.worker import Worker, check
@@ -79,15 +81,21 @@ class Guest:
         vcpus: int = 1,
         irqchip: bool = True,
         entry: int | None = None,
+        events: Sequence[tuple[int, int]] = (),
         **placement: object,
     ) -> None:
         """Without ``irqchip`` every vCPU starts at once; with it all but the first wait for a
-        start-up interrupt. ``entry``: where, if not at the code.
-        ``placement``: GuestMemory's.
+        start-up interrupt. ``entry``: where, if not at the code. ``events``: to count, as in
+        counters.py. ``placement``: GuestMemory's.
         """
         kvm = Kvm(kvm_fd)
         self.fds: list[int] = []
         self.core = lib.vm_new()
+        self.counters = open_all(events)
+        for counter in self.counters:
+            if not counter["errno"]:
+                self.fds.append(counter["fd"])
+                check(lib.vm_add_counter(self.core, counter["fd"]))
         self.vm = kvm.create_vm()
         self.fds.append(self.vm.fd)
         if irqchip:
@@ -106,7 +114,7 @@ class Guest:
         check(lib.vm_set_serial(self.core, -1, -1, self.ring, RING))
         supported = kvm.supported_cpuid()
         stats = bool(kvm.extension(CAP_BINARY_STATS_FD))
-        self.vcpus, self.counters = [], []
+        self.vcpus, self.exits = [], []
         for index in range(vcpus):
             vcpu = self.vm.create_vcpu(index)
             self.fds.append(vcpu.fd)
@@ -114,12 +122,12 @@ class Guest:
                 cpu.set_up(kvm, vcpu, index, vcpus, supported)
             else:
                 vcpu.set_cpuid(cpu.cpuid(supported, index, vcpus, 0, False))
-            self.counters.append(vcpu.exits_counter() if stats else (-1, 0))
-            if self.counters[-1][0] >= 0:
-                self.fds.append(self.counters[-1][0])
+            self.exits.append(vcpu.exits_counter() if stats else (-1, 0))
+            if self.exits[-1][0] >= 0:
+                self.fds.append(self.exits[-1][0])
             if index == 0 or not irqchip:
                 self._enter(vcpu, mode, start if entry is None else entry)
-            check(lib.vm_add_vcpu(self.core, vcpu.fd, kvm.vcpu_mmap_size(), *self.counters[-1]))
+            check(lib.vm_add_vcpu(self.core, vcpu.fd, kvm.vcpu_mmap_size(), *self.exits[-1]))
             self.vcpus.append(vcpu)
 
     @staticmethod
@@ -181,8 +189,8 @@ class Guest:
     def report(self) -> dict:
         """What the worker would report of this VM, and when it started and ended."""
         worker = SimpleNamespace(
-            core=self.core, vcpus=self.vcpus, memory=self.memory, counters=self.counters,
-            times={}, _counted=Worker._counted,
+            core=self.core, vcpus=self.vcpus, memory=self.memory, exits=self.exits,
+            counters=self.counters, times={}, _counted=Worker._counted,
         )  # fmt: skip
         worker._post_mortem = lambda vcpu: Worker._post_mortem(worker, vcpu)
         report = Worker.report(worker)

@@ -257,7 +257,7 @@ from _socket import socket
 from pyvmm import launch, worker
 from pyvmm.errors import GuestError
 launch.open_kvm = lambda: os.open(os.devnull, os.O_RDWR)
-def main(control, kvm, vm, server, jailed):
+def main(control, kvm, vm, server, jailed, events):
     control = socket(fileno=control)
     control.send({said!r})
     while True:
@@ -277,7 +277,7 @@ sys.stdin.read()
 REPORT = (
     b'{"end": "stopped", "kvm_exit": 0, "errno": 0, "detail": [], "times": {"ready": 1, "made": 1,'
     b' "loaded": 1, "start": 1}, "exits": {"serial": 0, "pio": 0, "mmio": 0, "signal": 0,'
-    b' "other": 0}, "kvm_exits": 0, "marks": {}}'
+    b' "other": 0}, "kvm_exits": 0, "marks": {}, "counters": []}'
 )
 
 

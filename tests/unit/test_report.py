@@ -10,19 +10,23 @@ from pyvmm import report
 from pyvmm.errors import GuestError
 from pyvmm.quick_json import dumps
 
+COUNT = {"count": 7, "enabled_ns": 9, "running_ns": 8}
+COUNTER: dict[str, Any] = {"errno": 0, "user": 1, "marks": {"init": COUNT}}
 MARK = {"time_ns": 5, "exits": 1, "kvm_exits": 2}
 ENDED: dict[str, Any] = {
     "end": "reset", "kvm_exit": 2, "errno": 0, "detail": [0, 0, 0],
     "times": {"ready": 1, "made": 2, "loaded": 3, "start": 4},
     "exits": {"serial": 0, "pio": 1, "mmio": 3, "signal": 0, "other": 0},
-    "kvm_exits": 9, "marks": {"init": MARK},
+    "kvm_exits": 9, "marks": {"init": MARK}, "counters": [],
 }  # fmt: skip
 CRASHED = ENDED | {"end": "crash", "registers": "rip=0"}
 FAILED = {"end": "failed", "error": "HostError", "message": "no"}
 WALLS = {"walls": {"root": "empty, read-only"}}
 
 
-@pytest.mark.parametrize("said", [ENDED, CRASHED, FAILED, WALLS])
+@pytest.mark.parametrize(
+    "said", [ENDED, ENDED | {"counters": [COUNTER] * 2}, CRASHED, FAILED, WALLS]
+)
 def test_reports(said: dict[str, Any]) -> None:
     assert report.read(dumps(said).encode()) == said
 
@@ -59,6 +63,10 @@ def test_none() -> None:
                 ENDED | {"marks": {"init": 1}},
                 ENDED | {"marks": {"init": {}}},
                 ENDED | {"marks": {"begin": MARK}},
+                ENDED | {"counters": [{}]},
+                ENDED | {"counters": [COUNTER | {"user": True}]},
+                ENDED | {"counters": [COUNTER | {"marks": {"init": {"count": 7}}}]},
+                ENDED | {"counters": [COUNTER | {"marks": {"init": COUNT | {"count": -1}}}]},
                 FAILED | {"message": None},
                 FAILED | {"end": "errno"},
                 {"walls": {"root": None}},
