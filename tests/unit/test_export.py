@@ -34,7 +34,7 @@ def _json(report: Report, name: str) -> Any:
 def test_names() -> None:
     assert export.NAMES == (
         "bmf", "csv", "github-bigger", "github-smaller", "hyperfine", "junit", "openmetrics",
-        "pyperf",
+        "pyperf", "pytest-benchmark",
     )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_parse() -> None:
 
 @pytest.mark.parametrize("name", export.NAMES)
 def test_nothing(name: str) -> None:
-    lacks = "times" if name == "hyperfine" else "values"
+    lacks = "times" if name in ("hyperfine", "pytest-benchmark") else "values"
     for report in (Report(), reports.report(Benchmark("a", "b", "c", []))):
         with pytest.raises(BenchmarkError) as error:
             export.export(report, name)

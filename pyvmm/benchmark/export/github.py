@@ -32,8 +32,7 @@ def _entry(each: Estimate) -> dict[str, object]:
         "unit": each.unit,
         "value": each.median,
     }
-    if each.interval:
-        off = max(each.interval.high - each.median, each.median - each.interval.low)
-        entry["range"] = f"± {off}"
+    if each.off is not None:
+        entry["range"] = f"± {each.off}"
     entry["extra"] = f"image: {each.benchmark.image}\nvalues: {len(each.values)}"
     return entry
