@@ -20,7 +20,8 @@ class BuildPy(build_py):
     def run(self) -> None:
         data = HERE / "pyvmm" / "_data"
         data.mkdir(exist_ok=True)
-        subprocess.run(["make", "-C", str(HERE / "init"), f"OUT={data / 'init'}"], check=True)
+        guest = ["make", "-C", str(HERE / "init"), f"OUT={data / 'init'}", f"WORK={data / 'work'}"]
+        subprocess.run([*guest, str(data / "init"), str(data / "work")], check=True)
         shutil.copy(HERE / "rootfs" / "kernel.config", data / "kernel.config")
         seccomp = _module("seccomp")
         for kind in seccomp.KINDS:

@@ -20,6 +20,9 @@ from .errors import (
 
 TYPE_CHECKING = False  # importing typing costs a run more than it tells
 if TYPE_CHECKING:
+    from .benchmark.api import bench, duet
+    from .benchmark.compare import compare
+    from .benchmark.model import Report
     from .machine import Machine, run
     from .results import Result, Usage
 
@@ -34,14 +37,27 @@ __all__ = [
     "KernelError",
     "Machine",
     "PyvmmError",
+    "Report",
     "Result",
     "Usage",
     "UsageError",
     "__version__",
+    "bench",
+    "compare",
+    "duet",
     "run",
 ]
 
-_LAZY = {"Machine": "machine", "Result": "results", "Usage": "results", "run": "machine"}
+_LAZY = {
+    "Machine": "machine",
+    "Report": "benchmark.model",
+    "Result": "results",
+    "Usage": "results",
+    "bench": "benchmark.api",
+    "compare": "benchmark.compare",
+    "duet": "benchmark.api",
+    "run": "machine",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -14,6 +14,7 @@ from _signal import SIGPIPE, SIGTERM, signal
 from . import __version__
 from .arguments import Command, Help, Option, parse
 from .errors import GuestError, PyvmmError, UsageError, printable
+from .tune.recover import pending, recover
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
     from .options import Options
     from .results import Result
 
+# Commands by their first word, and the module that has them.
+MORE = {
+    "image": "image_commands",
+    "kernel": "kernel_commands",
+    "bench": "benchmark.commands",
+    "duet": "benchmark.commands",
+    "compare": "benchmark.compare_commands",
+    "tune": "tune.commands",
+}
 CONSOLE_LINES = 40  # of it after a crash: a panic and its call trace
 
 
@@ -34,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         pass  # a closed standard stream: nothing of ours may get its number
     os.close(fd)
     try:
+        if pending():
+            for line in recover():
+                say(line)
         code = _command(list(sys.argv[1:] if argv is None else argv))
         if sys.stdout:
             sys.stdout.flush()
@@ -60,10 +73,12 @@ def _command(words: list[str]) -> int:
         print(f"pyvmm {__version__}")
         return 0
     commands: Sequence[Command] = COMMANDS
-    if words[:1] != ["run"]:
-        from . import image_commands, kernel_commands  # a run needs none of it
+    if words[:1] != ["run"]:  # which needs none of it
+        from importlib import import_module
 
-        commands = (*COMMANDS, *image_commands.COMMANDS, *kernel_commands.COMMANDS)
+        asked = MORE.get(words[0]) if words else None
+        for module in [asked] if asked else dict.fromkeys(MORE.values()):
+            commands = (*commands, *import_module(f"pyvmm.{module}").COMMANDS)
     try:
         command, values = parse("pyvmm", commands, words)
     except Help as text:
@@ -128,6 +143,7 @@ def _run(a: Values) -> int:
     options = vm_options(a)
     options["outputs"] = list(outputs)
     options["console"] = sys.stderr.fileno() if a.console else None
+    options["counters"] = a.counters
     if a.dry_run:
         return _dry_run(a.image, command or None, options)
     from .launch import WorkerProcess, server
@@ -143,7 +159,6 @@ def _run(a: Values) -> int:
 
     machine = Machine(a.image, command or None, progress=say, **options)
     machine.began = began
-    options["counters"] = a.counters
     machine.bars = True
     machine.use(worker)
     try:
@@ -173,6 +188,11 @@ def _deliver(result: Result, outputs: dict[str, str], a: Values) -> int:
         say(f"timed out after {a.timeout:g} s")
     elif result.out_of_memory:
         say(f"the guest ran out of memory and killed a process (--memory {a.memory})")
+    if a.counters:
+        from .counters import lines
+
+        for line in lines(result):
+            say(line)
     if a.timeline:
         from .timeline import picture
 
@@ -188,11 +208,6 @@ def _deliver(result: Result, outputs: dict[str, str], a: Values) -> int:
             with open(a.json, "w") as out:
                 out.write(text)
     return result.exit_code
-    if a.counters:
-        from .counters import lines
-
-        for line in lines(result):
-            say(line)
 
 
 def _dry_run(image: str, command: list[str] | None, options: Options) -> int:
@@ -315,6 +330,7 @@ COMMANDS = (
                    many=True),
             Option("--json", "FILE", "write the whole Result; - is stdout"),
             Option("--console", "", "show the guest's console on stderr, live", False),
+            Option("--counters", "", "count what the guest executes, by the CPU's counters", False),
             Option("--timeline", "", "show where the time went, on stderr", False),
             Option("--dry-run", "", "show what would run, without /dev/kvm", False),
         ),
@@ -328,4 +344,3 @@ COMMANDS = (
         (Option("--kvm-linux", "", "only: exit 0 if KVM here can run Linux, else 1", False),),
     ),
 )  # fmt: skip
-            Option("--counters", "", "count what the guest executes, by the CPU's counters", False),

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import cast
 
 from ..config import Config
 from ..errors import UsageError
@@ -26,7 +25,7 @@ class Subject:
     image: str
     command: list[str] | None
     params: dict[str, str] = field(default_factory=dict)
-    options: Options = field(default_factory=lambda: cast(Options, {}))
+    options: Options = field(default_factory=Options)
     digest: str = ""
     shown: list[str] = field(default_factory=list)
     """the command as the report has it: the image's own if ``command`` is None"""
@@ -67,7 +66,7 @@ def subjects(
             image = _put(text, at)
             env = {key: _put(value, at) for key, value in environment.items()}
             words = None if command is None else [_put(word, at) for word in command]
-            own = cast(Options, options | {"env": env})
+            own: Options = {**options, "env": env}
             made.append(Subject(name or short(text), image, words, at, own))
     _tell_apart(made)
     return made

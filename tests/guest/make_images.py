@@ -20,6 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "unit")]
 
+import benchmark_images  # noqa: E402
 import debian_images  # noqa: E402
 import images  # noqa: E402
 import tree_images  # noqa: E402
@@ -36,6 +37,9 @@ SOURCES = (
     HERE / "tree_layers.py",
     HERE / "reference.py",
     HERE / "debian_images.py",
+    HERE / "benchmark_images.py",
+    HERE / "benchmark_google.cc",
+    HERE / "benchmark_pytest.py",
     HERE / "lister.c",
     HERE.parent / "unit/images.py",
 )
@@ -77,6 +81,7 @@ def make(target: Path) -> None:
     if os.geteuid() == 0:  # only root unpacks a tree with its owners and devices
         tree_images.make(target / "trees")
         debian_images.make(target / "trees")
+        benchmark_images.make(target / "trees" / "benchmarks")
     (target / "flood.json").write_text(json.dumps(flood(probe)))
 
 

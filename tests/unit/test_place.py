@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from pyvmm import placement
@@ -11,11 +9,12 @@ from pyvmm.benchmark.place import settle
 from pyvmm.errors import HostError, UsageError
 from pyvmm.options import Options
 
+BEST, OTHERS = [2, 3, 4, 5, 6, 7], [0, 1]
+
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight CPUs, and 1 GiB in huge pages."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    """1 GiB in huge pages."""
 
     def check(_size: str, memory: int, _node: int | None, _sysfs: str) -> None:
         if memory > 1 << 30:
@@ -27,45 +26,45 @@ def host(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("host")
 def test_vcpus_get_the_last_cpus() -> None:
     vms: list[Options] = [{"vcpus": 2}, {}]
-    assert settle(vms, alive=1, at_once=False) == []
+    assert settle(vms, BEST, OTHERS, alive=1, at_once=False) == []
     common = {"prefault": True, "hugepages": "2M"}
     assert vms == [
-        {"vcpus": 2, "cpus": "6,7,0,1,2,3,4,5", **common},
-        {"cpus": "7,0,1,2,3,4,5", **common},
+        {"vcpus": 2, "cpus": "2,3,0,1", **common},
+        {"cpus": "2,0,1", **common},
     ]
 
 
 @pytest.mark.usefixtures("host")
 def test_at_once_each_has_its_own() -> None:
     vms: list[Options] = [{"vcpus": 2}, {"vcpus": 2}]
-    assert settle(vms, alive=2, at_once=True) == []
-    assert [vm["cpus"] for vm in vms] == ["6,7,0,1,2,3", "4,5,0,1,2,3"]
+    assert settle(vms, BEST, OTHERS, alive=2, at_once=True) == []
+    assert [vm["cpus"] for vm in vms] == ["2,3,0,1", "4,5,0,1"]
 
 
 @pytest.mark.usefixtures("host")
 def test_no_cpu_left() -> None:
     vms: list[Options] = [{"vcpus": 8}]
-    assert settle(vms, alive=1, at_once=False) == [
+    assert settle(vms, BEST, OTHERS, alive=1, at_once=False) == [
         "no CPU is left beside 8 for vCPUs: pyvmm's own work runs on them, too"
     ]
-    assert vms[0]["cpus"] == "0,1,2,3,4,5,6,7"
+    assert vms[0]["cpus"] == "2,3,4,5,6,7,1,0"
 
 
 @pytest.mark.usefixtures("host")
 def test_more_vcpus_than_cpus() -> None:
     vms: list[Options] = [{"vcpus": 9}]
-    assert settle(vms, alive=1, at_once=False) == []
+    assert settle(vms, BEST, OTHERS, alive=1, at_once=False) == []
     assert "cpus" not in vms[0]
     with pytest.raises(UsageError) as error:
-        settle([{"vcpus": 5}, {"vcpus": 4}], alive=2, at_once=True)
-    assert str(error.value) == "VMs at once with 9 vCPUs in all: this process may use 8 CPUs"
+        settle([{"vcpus": 5}, {"vcpus": 4}], BEST, OTHERS, alive=2, at_once=True)
+    assert str(error.value) == "VMs at once with 9 vCPUs in all: there are 8 CPUs"
 
 
 @pytest.mark.usefixtures("host")
 def test_what_is_said_stays() -> None:
     said: Options = {"cpus": "3", "prefault": False, "hugepages": "1G"}
     vms = [Options(**said), Options(numa_node=0)]
-    assert settle(vms, alive=1, at_once=False) == []
+    assert settle(vms, BEST, OTHERS, alive=1, at_once=False) == []
     assert vms == [said, {"numa_node": 0, "prefault": True, "hugepages": "2M"}]
 
 
@@ -73,5 +72,13 @@ def test_what_is_said_stays() -> None:
 @pytest.mark.parametrize(("memory", "alive"), [("3G", 1), ("512M", 3), ("65M", 1)])
 def test_too_few_huge_pages(memory: str, alive: int) -> None:
     vms: list[Options] = [{"memory": memory}]
-    settle(vms, alive=alive, at_once=False)
+    settle(vms, BEST, OTHERS, alive=alive, at_once=False)
     assert "hugepages" not in vms[0]
+
+
+@pytest.mark.usefixtures("host")
+def test_no_others() -> None:
+    """Of a cpuset partition's CPUs those left over do the rest."""
+    vms: list[Options] = [{"vcpus": 2}]
+    assert settle(vms, BEST, [], alive=1, at_once=False) == []
+    assert vms[0]["cpus"] == "2,3,4,5,6,7"

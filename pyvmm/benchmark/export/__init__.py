@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ...errors import UsageError
 from ..model import Report
-from . import bmf, github, hyperfine, junit, openmetrics, pyperf, table
+from . import bmf, github, hyperfine, junit, openmetrics, pyperf, pytest_benchmark, table
 
 FORMATS = {
     "bmf": bmf.export,
@@ -19,6 +19,7 @@ FORMATS = {
     "junit": junit.export,
     "openmetrics": openmetrics.export,
     "pyperf": pyperf.export,
+    "pytest-benchmark": pytest_benchmark.export,
 }
 NAMES = tuple(FORMATS)
 

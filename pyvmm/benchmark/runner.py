@@ -1,0 +1,207 @@
+"""Runs benchmarks in rounds: each of them once a round, in random order.
+
+What changes on the host meanwhile meets all of them alike, and none has always the same one before
+it (randomised multiple interleaved trials: Abedi and Brecht, ICPE 2017, section 6).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from ..errors import BenchmarkError, UsageError
+from ..machine import Machine
+from ..results import Result
+from . import measures
+from .adapters import read
+from .model import Benchmark, Mode, Report, Run
+from .statistics import until
+from .subject import Subject
+
+Progress = Callable[[Benchmark], object]
+TAIL = 300  # bytes of a failed program's output to show
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How often, until when, and what to read."""
+
+    runs: int = 10
+    warmup: int = 1
+    until_ci: float | None = None
+    """go on until the median's interval is within this part of it (0.01: 1 %), to ``max_runs``"""
+    max_runs: int = 100
+    mode: Mode = "fresh-vm"
+    main: str = "time"
+    adapter: str | None = None
+    patterns: Sequence[str] = ()
+    ignore_failure: bool = False
+    confidence: float = 0.95
+    together: bool = False
+    """all benchmarks have the same number of runs: the i-th ones are a pair"""
+    at_once: bool = False
+    """a round's runs are made at the same time"""
+    seed: int | None = None
+
+    def check(self) -> None:
+        """Raises UsageError for what cannot be meant."""
+        if self.runs < 1:
+            raise UsageError(f"{self.runs} runs: must be 1 or more")
+        if self.warmup < 0:
+            raise UsageError(f"{self.warmup} warm-up runs: must be 0 or more")
+        if self.max_runs < self.runs:
+            raise UsageError(f"at most {self.max_runs} runs, and at least {self.runs}: --max-runs")
+        if self.until_ci is not None and not 0 < self.until_ci < 1:
+            raise UsageError(f"an interval of {self.until_ci:.3%}: must be above 0 and below 100 %")
+        if not 0.5 <= self.confidence < 1:
+            raise UsageError(f"confidence {self.confidence}: must be 0.5 to below 1")
+
+
+class Trial:
+    """One benchmark on its way."""
+
+    def __init__(self, subject: Subject, schedule: Schedule, stack: ExitStack) -> None:
+        self._subject, self._schedule, self._stack = subject, schedule, stack
+        self._machine: Machine | None = None
+        self.benchmark = Benchmark(
+            subject.name,
+            subject.image,
+            subject.digest,
+            subject.shown,
+            subject.params,
+            schedule.mode,
+            {key: str(value) for key, value in subject.options.items() if key in SHOWN},
+            main=schedule.main,
+        )
+
+    @property
+    def measured(self) -> int:
+        """Runs that count."""
+        return sum(not run.warmup for run in self.benchmark.runs)
+
+    @property
+    def done(self) -> bool:
+        schedule, measured = self._schedule, self.measured
+        if measured < schedule.runs:
+            return False
+        if schedule.until_ci is None or measured >= schedule.max_runs:
+            return True
+        values = self.benchmark.series[self.benchmark.main].values
+        return until(values, schedule.until_ci, schedule.confidence)
+
+    def run(self, order: int, began: float) -> None:
+        """One run, and its numbers. Raises PyvmmError."""
+        at = time.monotonic()
+        result = self._result()
+        seconds = time.monotonic() - at
+        warmup = len(self.benchmark.runs) < self._schedule.warmup
+        number = len(self.benchmark.runs) + 1
+        self._check(result, f"run {number} of {self.benchmark.name}")
+        if not warmup:
+            self._take(result, f"run {number} of {self.benchmark.name}")
+        self.benchmark.runs.append(
+            Run(warmup, result.exit_code, at - began, seconds, order, result.warnings)
+        )
+
+    def _result(self) -> Result:
+        subject = self._subject
+        if self._schedule.mode == "fresh-vm":
+            with Machine(subject.image, subject.command, **subject.options) as machine:
+                return machine.wait()
+        if self._machine is None:
+            machine = Machine(subject.image, subject.command, repeat=True, **subject.options)
+            self._machine = self._stack.enter_context(machine)
+            return self._machine.wait()
+        return self._machine.again()
+
+    def _check(self, result: Result, what: str) -> None:
+        if result.failure:
+            raise BenchmarkError(f"{what}: {result.failure}")
+        if result.timed_out:
+            raise BenchmarkError(f"{what}: timed out; give it longer by --timeout")
+        for path, reason in result.missing.items():
+            raise BenchmarkError(f"{what}: output {path}: {reason}")
+        if result.exit_code and not self._schedule.ignore_failure:
+            said = (result.stderr or result.stdout)[-TAIL:].decode("utf-8", "replace").strip()
+            raise BenchmarkError(
+                f"{what}: the program ended with {result.exit_code}"
+                + (f", saying {said!r}" if said else "")
+            )
+
+    def _take(self, result: Result, what: str) -> None:
+        benchmark, schedule = self.benchmark, self._schedule
+        found = {}
+        for measure, value in measures.measured(result):
+            found[measure.name] = measures.series(measure)
+            found[measure.name].samples.append([value])
+        texts = {"stdout": result.stdout, "stderr": result.stderr} | result.files
+        adapter, series = read(texts, schedule.adapter, schedule.patterns)
+        for each in series:
+            each.name = f"{each.source}:{each.name}" if each.name in found else each.name
+            found[each.name] = each
+        if not benchmark.series:
+            benchmark.series, benchmark.adapter = found, adapter
+            benchmark.unavailable = measures.unavailable(result)
+            if benchmark.main not in found:
+                raise BenchmarkError(
+                    f"{what}: no metric {benchmark.main!r}; there are {', '.join(sorted(found))}"
+                )
+            return
+        if differ := found.keys() ^ benchmark.series.keys():
+            raise BenchmarkError(f"{what}: metric {min(differ)!r} is not in every run")
+        for name, each in found.items():
+            benchmark.series[name].samples += each.samples
+
+
+# Of the VM's options, those that change what is measured.
+SHOWN = (
+    "vcpus", "memory", "hugepages", "numa_node", "cpus", "prefault", "disk_rate", "env", "workdir",
+    "user", "entrypoint", "privileged", "jail", "kernel", "entry", "cmdline_extra",
+)  # fmt: skip
+
+
+@dataclass
+class Runner:
+    """Makes the runs. ``report`` has, at any time, what there is so far."""
+
+    subjects: Sequence[Subject]
+    schedule: Schedule
+    progress: Progress | None = None
+    report: Report = field(default_factory=Report)
+
+    def run(self) -> Report:
+        """All of it. Raises PyvmmError; the report keeps the runs before."""
+        schedule = self.schedule
+        chance = random.Random(schedule.seed)
+        self.report.confidence = schedule.confidence
+        began, order = time.monotonic(), 0
+        with ExitStack() as stack:
+            trials = [Trial(subject, schedule, stack) for subject in self.subjects]
+            self.report.benchmarks = [trial.benchmark for trial in trials]
+            while due := self._due(trials):
+                chance.shuffle(due)
+                if schedule.at_once:
+                    self._at_once(due, order, began)
+                else:
+                    for place, trial in enumerate(due):
+                        trial.run(order + place, began)
+                        if self.progress:
+                            self.progress(trial.benchmark)
+                order += len(due)
+        return self.report
+
+    def _due(self, trials: list[Trial]) -> list[Trial]:
+        due = [trial for trial in trials if not trial.done]
+        return list(trials) if due and self.schedule.together else due
+
+    def _at_once(self, due: list[Trial], order: int, began: float) -> None:
+        with ThreadPoolExecutor(len(due)) as pool:
+            runs = [pool.submit(trial.run, order + n, began) for n, trial in enumerate(due)]
+        for trial, run in zip(due, runs, strict=True):
+            run.result()
+            if self.progress:
+                self.progress(trial.benchmark)
