@@ -88,8 +88,7 @@ def order(group: Sequence[Estimate]) -> str:
         y = place(0, tick)[1]
         parts.append(_line(SIDE, _n(y), right, _n(y), "grid"))
         parts.append(f'<text x="{SIDE - 6}" y="{_n(y + 4)}" text-anchor="end">{label}</text>')
-    for n, label in ((0, "first"), (most - 1, "last")):
-        anchor = "end" if n else "start"
+    for n, label, anchor in ((0, "first", "start"), (most - 1, "last", "end"))[:most]:
         x = place(n, low)[0]
         parts.append(f'<text x="{_n(x)}" y="{height - 8}" text-anchor="{anchor}">{label}</text>')
     for row, each in enumerate(group):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pyvmm.benchmark import export
+from pyvmm.benchmark.adapters import read
 from pyvmm.benchmark.model import Benchmark, Report, Series
 from pyvmm.errors import BenchmarkError, UsageError, printable
 
@@ -176,6 +177,15 @@ def test_pyperf(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_pyperf_undated() -> None:
+    pyperf = pytest.importorskip("pyperf")
+    report = reports.report()
+    for started in ("", "yesterday"):
+        report.started = started
+        (first, *_) = pyperf.BenchmarkSuite.loads(export.export(report, "pyperf"))
+        assert first.get_dates() is None
+
+
 def test_pyperf_compare(tmp_path: Path) -> None:
     pytest.importorskip("pyperf")
     for name, shift in (("old", 0.0), ("new", 1.375)):
@@ -196,6 +206,22 @@ def test_pyperf_hostile(tmp_path: Path) -> None:
     name = pyperf.BenchmarkSuite.load(str(tmp_path / "a.json")).get_benchmarks()[0].get_name()
     assert name == printable(HOSTILE)
     assert _pyperf("stats", "a.json", cwd=tmp_path).splitlines()[8:10] == [name, "-" * len(name)]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hyperfine", {"sort": list(TIMES)}),
+        ("pyperf", {"sort": list(TIMES), "sort/dump": [0.004, 0.002, 0.003]}),
+        ("bmf", {"sort": [1.375e9], "sort/rate/throughput": [225000.0]}),
+    ],
+)
+def test_read_back(name: str, expected: dict[str, list[float]]) -> None:
+    """By our own adapters."""
+    text = export.export(reports.report(), name).encode()
+    adapter, series = read({"stdout": text}, None, [])
+    found = {each.name: each.samples[0] for each in series}
+    assert (adapter, {key: found.get(key) for key in expected}) == (name, expected), found
 
 
 def _pyperf(*words: str, cwd: Path) -> str:

@@ -18,11 +18,10 @@ _UNITS = {"s": "second", "B": "byte"}
 
 
 def export(report: Report) -> str:
-    started = datetime.fromisoformat(report.started) if report.started else None
     benchmarks = [
         {
             "metadata": {"name": _name(each), "unit": _UNITS.get(each.unit, "integer")},
-            "runs": _runs(each, started),
+            "runs": _runs(each, report.started),
         }
         for each in measured(report)
         if each.series.better != "higher" and all(value > 0 for s in each.samples for value in s)
@@ -44,7 +43,7 @@ def _name(each: Estimate) -> str:
     return printable(name if metric == each.benchmark.main else f"{name}/{metric}").strip() or "?"
 
 
-def _runs(each: Estimate, started: datetime | None) -> list[dict[str, object]]:
+def _runs(each: Estimate, started: str) -> list[dict[str, object]]:
     made: list[Run | None] = [run for run in each.benchmark.runs if not run.warmup]
     if len(made) != len(each.samples):
         made = [None] * len(each.samples)  # which value is whose is not known
@@ -55,8 +54,11 @@ def _runs(each: Estimate, started: datetime | None) -> list[dict[str, object]]:
     ]
 
 
-def _when(run: Run | None, started: datetime | None) -> dict[str, object]:
-    if not run or not started:
+def _when(run: Run | None, started: str) -> dict[str, object]:
+    if not run:
         return {}
-    date = started + timedelta(seconds=run.at)
+    try:
+        date = datetime.fromisoformat(started) + timedelta(seconds=run.at)
+    except (ValueError, OverflowError):
+        return {}
     return {"date": date.isoformat(" "), "duration": run.seconds}
