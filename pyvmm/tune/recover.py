@@ -24,7 +24,8 @@ def recover(root: str = "/") -> list[str]:
     try:
         with Journal(root, wait=0) as journal:  # which undoes what it finds
             count = len(journal.restored)
-            back = f"put back what a killed pyvmm had changed on this host: {count} settings"
+            settings = f"{count} setting{'s' * (count > 1)}"
+            back = f"put back what a killed pyvmm had changed on this host: {settings}"
             return [back] * bool(count) + journal.lines()
     except Busy:
         return []

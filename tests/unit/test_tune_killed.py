@@ -91,7 +91,7 @@ def whole(host: HostTree) -> None:
     assert recover(host.path) in (
         [],
         *[
-            [f"put back what a killed pyvmm had changed on this host: {n} settings"]
+            [f"put back what a killed pyvmm had changed on this host: {n} setting{'s' * (n > 1)}"]
             for n in range(1, 21)
         ],
     )
