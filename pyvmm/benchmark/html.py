@@ -49,6 +49,8 @@ def html(report: Report) -> str:
     """
     groups = by_metric(estimates(report))
     names = ", ".join(each.name for each in report.benchmarks)
+    if (count := len(report.benchmarks)) > 3:
+        names = f"{count} benchmarks"
     mains = {each.main for each in report.benchmarks}
     body = [
         f"<h1>{text(names) or 'No benchmark'}</h1>",

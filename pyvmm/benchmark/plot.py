@@ -17,6 +17,8 @@ from .units import scale
 FORMATS = (".svg", ".png")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b14a85", "#9a6700", "#3d7ea6")
 
+INTERVAL: Any = {"linewidth": 5, "alpha": 0.6, "solid_capstyle": "butt"}  # ends where it ends
+
 
 def check(path: str | os.PathLike[str]) -> None:
     """That a picture can be drawn there: to be called before the benchmark is run.
@@ -69,7 +71,7 @@ def _distributions(axes: Any, group: list[Estimate]) -> None:
         axes.scatter([v * factor for v in each.values], heights, s=14, alpha=0.5, color=colour)
         if each.interval:
             ends = [each.interval.low * factor, each.interval.high * factor]
-            axes.plot(ends, [row, row], linewidth=5, alpha=0.6, color=colour)
+            axes.plot(ends, [row, row], color=colour, **INTERVAL)
         axes.plot([each.median * factor] * 2, [row - 0.28, row + 0.28], linewidth=2, color=colour)
     _rows(axes, [short(each.benchmark.name) for each in group])
     axes.set_title("values, median and its interval")
@@ -99,7 +101,7 @@ def _comparison(axes: Any, report: Report, group: list[Estimate]) -> None:
         colour = COLOURS[row % len(COLOURS)]
         if ratio.interval:
             ends = [ratio.interval.low, ratio.interval.high]
-            axes.plot(ends, [row, row], linewidth=5, alpha=0.6, color=colour)
+            axes.plot(ends, [row, row], color=colour, **INTERVAL)
         axes.plot(ratio.value, row, marker="o", markersize=6, color=colour)
     _rows(axes, [""] * len(group))  # they are beside the first picture
     axes.set_title(f"ratio to {short(group[0].benchmark.name)}")
