@@ -13,7 +13,8 @@ PLACE = "/sys/kernel/tracing"
 def tracepoint(name: str) -> tuple[int, int]:
     """Type and config of ``kvm/NAME``."""
     # In a mount namespace of its own: nothing stays mounted.
-    script = f"mount -t tracefs tracefs {PLACE} && cat {PLACE}/events/kvm/{name}/id"
+    mount = f"test -d {PLACE}/events || mount -t tracefs tracefs {PLACE}"
+    script = f"{{ {mount}; }} && cat {PLACE}/events/kvm/{name}/id"
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"kvm:{name} is not to be counted here: {done.stderr.strip()}")
