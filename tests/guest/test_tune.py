@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.cgroup import Cgroup
 from pyvmm.tune import partition, session
 from pyvmm.tune.journal import Journal
 from pyvmm.tune.recover import pending, recover
@@ -38,9 +39,7 @@ RUN = Path("/run/pyvmm")
 GROUP = Path("/sys/fs/cgroup/pyvmm-partition")
 
 pytestmark = pytest.mark.skipif(
-    not Path("/sys/class/dmi/id/product_name").exists()
-    or "Q35" not in Path("/sys/class/dmi/id/product_name").read_text()
-    or os.geteuid() != 0,
+    not os.path.ismount("/opt/pyvmm") or os.geteuid() != 0,  # where the box has pyvmm
     reason="changes its host: only as root in the kvmbox",
 )
 
@@ -99,14 +98,14 @@ def test_tuned() -> None:
     with session.tuned() as tuning:
         assert here(now()) == here(QUIET)
         assert latency() == 0
-        assert (tuning.benchmark, tuning.housekeeping, tuning.cgroup) == ([0], [], "")
-        assert tuning.notes == []
+        if os.cpu_count() == 1:
+            assert (tuning.benchmark, tuning.housekeeping, tuning.cgroup) == ([0], [], "")
+            assert tuning.notes == []
         assert [line for line in tuning.changed if line.startswith("swapp")] == [
             "swappiness: 60 -> 1"
         ]
     assert here(now()) == here(NOISY)
     assert latency() != 0
-    assert tuning.notes == []
 
 
 def test_apply_and_restore() -> None:
@@ -198,6 +197,29 @@ def test_a_partition(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not GROUP.exists()
 
 
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one CPU: there is none to isolate")
+def test_a_partition_of_the_second_cpu() -> None:
+    """Seen to pass in a box made with -smp 2, which QEMU may hang with: so it has but one."""
+    mine = os.sched_getaffinity(0)
+    before = {path: path.read_text() for path in Path("/proc/irq").glob("*/smp_affinity_list")}
+    with session.tuned() as tuning:
+        assert (tuning.benchmark, tuning.housekeeping, tuning.cgroup) == ([1], [0], str(GROUP))
+        assert (GROUP / "cpuset.cpus.partition").read_text() == "isolated\n"
+        assert os.sched_getaffinity(0) == {0}  # the second is nobody's but the partition's
+        group = Cgroup(tuning.cgroup)
+        group.limit(memory=64 << 20, pids=8, cpus=1)
+        assert (group.reason, group.notes) == ("", [])
+        child = os.fork()
+        if child == 0:
+            Path(group.path, "cgroup.procs").write_text("0")
+            os._exit(int(os.sched_getaffinity(0) != {1}))
+        assert os.waitpid(child, 0)[1] == 0
+        group.close()
+    assert os.sched_getaffinity(0) == mine
+    assert {path: path.read_text() for path in before} == before
+    assert not GROUP.exists()
+
+
 def test_checks() -> None:
     found = pyvmm("tune", "--json", "-")
     assert (found.returncode, found.stderr) == (0, "")
@@ -208,6 +230,6 @@ def test_checks() -> None:
     assert {name: checks[name]["verdict"] for name in ("ASLR", "virtualised", "irqbalance")} == {
         "ASLR": "disturbs", "virtualised": "disturbs", "irqbalance": "fine",
     }  # fmt: skip
-    assert checks["cpuset partition"]["reading"] == (
-        "not possible: one core only: none is left for housekeeping"
-    )
+    possible = "possible, of CPUs 1"
+    one = "not possible: one core only: none is left for housekeeping"
+    assert checks["cpuset partition"]["reading"] == (one if os.cpu_count() == 1 else possible)
