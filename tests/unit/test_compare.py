@@ -208,8 +208,8 @@ def test_a_duet_sees_through_the_hosts_noise() -> None:
     noise = paired(0.2, 0.03)
     (row,) = duet(noise, Thresholds(0.01)).rows
     assert (row.benchmark, row.verdict) == ("A, B", "regression")
-    apart = [Report([benchmark("x", each.series)]) for each in noise.benchmarks]
-    assert compare(*apart, Thresholds(0.01)).rows[0].verdict == "unsure"
+    old, new = (Report([benchmark("x", each.series)]) for each in noise.benchmarks)
+    assert compare(old, new, Thresholds(0.01)).rows[0].verdict == "unsure"
     assert duet(paired(0.2, 0), Thresholds(0.01)).rows[0].verdict == "same"
 
 
