@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Duets on a host that is made noisy: alarms where there is no difference, and a true 3 % found.
+
+    python3 bench/noise.py [DUETS] [PAIRS]
+
+Prints a line for each duet, then how many of the equal ones raised an alarm and how many of the
+others were found. The noise is processes that take CPU and memory bandwidth for random times.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import sys
+import time
+
+from pyvmm.benchmark.calibrate import MORE, amount, measure
+from pyvmm.benchmark.statistics import Ratio, differs, paired_ratio
+from pyvmm.options import Options
+
+VM: Options = {"memory": "96M", "kernel": "minimal"}
+NOISY = 0.3  # seconds at most that it works, or rests
+COUNT = 2
+
+
+def main() -> None:
+    duets, pairs = (int(word) for word in (*sys.argv[1:], "20", "40")[:2])
+    noise = [multiprocessing.Process(target=disturb, args=(n,), daemon=True) for n in range(COUNT)]
+    for process in noise:
+        process.start()
+    try:
+        work = amount(VM)
+        more = round(work * (1 + MORE))
+        alarms = sum(found("equal", work, work, pairs) for _ in range(duets))
+        seen = sum(found(f"{MORE:.0%} more", work, more, pairs) for _ in range(duets))
+    finally:
+        for process in noise:
+            process.kill()
+    print(f"{duets} duets of {pairs} pairs each: {alarms} alarms among equals, {seen} found")
+
+
+def found(what: str, old: int, new: int, pairs: int) -> bool:
+    began = time.monotonic()
+    report = measure({"A": old, "B": new}, pairs, VM)
+    ratio: Ratio = paired_ratio(*(each.series["time"].values for each in report.benchmarks))
+    differ = differs(ratio)
+    low, high = (ratio.interval.low, ratio.interval.high) if ratio.interval else (0, 0)
+    print(
+        f"{what:8} {ratio.value:.4f} [{low:.4f}, {high:.4f}] p {ratio.p:.4f} "
+        f"{'differs' if differ else 'same':7} {time.monotonic() - began:5.1f} s",
+        flush=True,
+    )
+    return differ
+
+
+def disturb(seed: int) -> None:
+    chance = random.Random(seed)
+    block = bytearray(8 << 20)
+    while True:
+        end = time.monotonic() + chance.random() * NOISY
+        while time.monotonic() < end:
+            block[:] = bytes(len(block)) if chance.random() < 0.1 else block
+        time.sleep(chance.random() * NOISY)
+
+
+if __name__ == "__main__":
+    main()
