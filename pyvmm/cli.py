@@ -14,7 +14,6 @@ from _signal import SIGPIPE, SIGTERM, signal
 from . import __version__
 from .arguments import Command, Help, Option, parse
 from .errors import GuestError, PyvmmError, UsageError, printable
-from .tune.recover import pending, recover
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ MORE = {
     "compare": "benchmark.compare_commands",
     "tune": "tune.commands",
 }
+UNDONE = "/run/pyvmm/tune.journal"  # as tune/recover.py has it, which a run need not import
 CONSOLE_LINES = 40  # of it after a crash: a panic and its call trace
 
 
@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         pass  # a closed standard stream: nothing of ours may get its number
     os.close(fd)
     try:
-        if pending():
+        if os.access(UNDONE, os.W_OK):
+            from .tune.recover import recover
+
             for line in recover():
                 say(line)
         code = _command(list(sys.argv[1:] if argv is None else argv))

@@ -69,7 +69,7 @@ def find(
     vCPU i gets the list's i-th CPU, cyclically; all else of the worker gets the CPUs that are left
     over, or the whole list if none are.
     """
-    mine = os.sched_getaffinity(0) if mine is None else mine
+    mine = _usable(config.cgroup) if mine is None else mine
     node, affinity, pins = config.numa_node, [], []
     if node is not None:
         _check_node(node, sysfs, status)
@@ -91,21 +91,32 @@ def find(
     }
 
 
+def _usable(cgroup: str | None) -> set[int]:
+    """The CPUs that a worker may use: this process's, or of a cgroup that has its own those."""
+    if cgroup is not None:
+        from .delegation import MOUNTS
+
+        for mount in MOUNTS:
+            if cpus := _numbers(f"{mount}/{cgroup.strip('/')}/cpuset.cpus.effective"):
+                return set(cpus)
+    return os.sched_getaffinity(0)
+
+
 def _check_node(node: int, sysfs: str, status: str) -> None:
     nodes = f"{sysfs}/devices/system/node"
     usable = _numbers(f"{nodes}/has_memory") or [0]  # a kernel without NUMA has no nodes to list
     if node not in usable:
         is_there = node in _numbers(f"{nodes}/online")
         what = f"NUMA node {node} has no memory" if is_there else f"no NUMA node {node}"
-        raise HostError(f"{what}: this host has {_ranges(usable)} (--numa-node)")
+        raise HostError(f"{what}: this host has {ranges(usable)} (--numa-node)")
     allowed = usable
     for line in _read(status).splitlines():
         if line.startswith("Mems_allowed_list:"):
-            allowed = _list(line.partition(":")[2])
+            allowed = parse_list(line.partition(":")[2])
     if node not in allowed:
         raise HostError(
             f"NUMA node {node} is not in this process's cpuset: "
-            f"it may use {_ranges(allowed)} (--numa-node)"
+            f"it may use {ranges(allowed)} (--numa-node)"
         )
 
 
@@ -114,8 +125,8 @@ def _node_cpus(node: int, mine: set[int], sysfs: str) -> list[int]:
     usable = [cpu for cpu in cpus if cpu in mine]
     if cpus and not usable:
         raise HostError(
-            f"NUMA node {node} has CPUs {_ranges(cpus)}, and this process may use only "
-            f"{_ranges(sorted(mine))}: name some of those (--cpu-list)"
+            f"NUMA node {node} has CPUs {ranges(cpus)}, and this process may use only "
+            f"{ranges(sorted(mine))}: name some of those (--cpu-list)"
         )
     return usable  # a node of memory only has none: then anywhere
 
@@ -124,12 +135,12 @@ def _check_cpus(cpus: list[int], mine: set[int], sysfs: str) -> None:
     online = _numbers(f"{sysfs}/devices/system/cpu/online")
     for cpu in cpus:
         if cpu not in online:
-            has = _ranges(online)
+            has = ranges(online)
             raise HostError(f"CPU {cpu} is not online: this host has {has} (--cpu-list)")
         if cpu not in mine:
             raise HostError(
                 f"CPU {cpu} is not in this process's affinity mask or cpuset: "
-                f"it may use {_ranges(sorted(mine))} (--cpu-list)"
+                f"it may use {ranges(sorted(mine))} (--cpu-list)"
             )
 
 
@@ -179,10 +190,10 @@ def _number(path: str) -> int:
 
 
 def _numbers(path: str) -> list[int]:
-    return _list(_read(path))
+    return parse_list(_read(path))
 
 
-def _list(text: str) -> list[int]:
+def parse_list(text: str) -> list[int]:
     """The kernel's own lists, which may be empty."""
     numbers: list[int] = []
     for part in text.strip().split(","):
@@ -192,7 +203,7 @@ def _list(text: str) -> list[int]:
     return numbers
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """``[0, 1, 2, 5]`` as ``0-2,5``."""
     parts: list[str] = []
     for index, number in enumerate(numbers):

@@ -9,6 +9,7 @@ import math
 import os
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import cast
@@ -16,7 +17,7 @@ from typing import cast
 from ..options import Options
 from .api import prepared
 from .model import Report
-from .runner import Progress, Runner, Schedule
+from .runner import Progress, Schedule
 from .statistics import Ratio, Summary, differs, paired_ratio, summarize
 from .subject import subjects
 
@@ -78,25 +79,32 @@ def calibrate(
     runs: int = 30, *, progress: Progress | None = None, **options: object
 ) -> Calibration:
     """Run the known work, three VMs in turn; ``options`` are the VM's. Raises PyvmmError."""
+    vm = cast(Options, options)
+    work = amount(vm)
+    names = {"work": work, "the same": work, f"{MORE:.0%} more": round(work * (1 + MORE))}
+    report = measure(names, runs, vm, progress)
+    one, same, more = (each.series["time"].values for each in report.benchmarks)
+    return Calibration(report, summarize(one), paired_ratio(one, same), paired_ratio(one, more))
+
+
+def amount(options: Options) -> int:
+    """How many thousand steps take LENGTH here."""
+    (first,) = measure({"work": PROBE}, 3, options).benchmarks
+    return max(PROBE, int(PROBE * LENGTH / summarize(first.series["time"].values).median))
+
+
+def measure(
+    works: Mapping[str, int], runs: int, options: Options, progress: Progress | None = None
+) -> Report:
+    """Benchmarks by their names, of so many thousand steps each, in turn: a VM for each."""
+    schedule = Schedule(runs=runs, max_runs=runs, mode="same-vm", together=True)
     with tempfile.TemporaryDirectory() as place:
         image = os.path.join(place, "work")
         _layout(image, files("pyvmm").joinpath("_data/work").read_bytes())
-        vm = cast(Options, options)
-
-        def measure(works: list[int], schedule: Schedule, shown: Progress | None) -> Report:
-            made = [subjects([image], [str(work)], {}, vm, f"work {work}")[0] for work in works]
-            if len(works) > 1:
-                made[0].name, made[1].name, made[2].name = "work", "the same", f"{MORE:.0%} more"
-            return prepared(made, schedule, progress=shown, runner=Runner([], schedule))
-
-        probe = measure([PROBE], Schedule(runs=3, mode="same-vm"), None)
-        (first,) = probe.benchmarks
-        work = max(PROBE, int(PROBE * LENGTH / summarize(first.series["time"].values).median))
-        schedule = Schedule(runs=runs, max_runs=runs, mode="same-vm", together=True)
-        report = measure([work, work, round(work * (1 + MORE))], schedule, progress)
-    report.duet = []  # three are no pair
-    one, same, more = (each.series["time"].values for each in report.benchmarks)
-    return Calibration(report, summarize(one), paired_ratio(one, same), paired_ratio(one, more))
+        made = [subjects([image], [str(n)], {}, options, name)[0] for name, n in works.items()]
+        report = prepared(made, schedule, progress=progress)
+    report.duet = report.duet if len(works) == 2 else []
+    return report
 
 
 def _shown(ratio: Ratio) -> str:

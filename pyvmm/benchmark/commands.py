@@ -10,7 +10,7 @@ from ..arguments import Command, Option, Values
 from ..cli import VM_OPTIONS, say, vm_options
 from ..errors import PyvmmError, UsageError, printable
 from ..options import Options
-from . import bars, export
+from . import bars, export, plot
 from .api import prepared, two
 from .model import Benchmark, Mode, Report
 from .runner import Runner, Schedule
@@ -43,6 +43,8 @@ def _measure(a: Values, made: list[Subject], schedule: Schedule) -> int:
     exported = [export.parse(word)[1] for word in a.export]
     for path in (a.json, a.plot, a.html, *exported):
         _check_place(path)
+    if a.plot:
+        plot.check(a.plot)
     runner, line = Runner([], schedule), _Line()
     code = 0
     try:
@@ -84,9 +86,7 @@ def _deliver(a: Values, report: Report) -> None:
 
         _write(a.html, html(report))
     if a.plot:
-        from .plot import plot
-
-        plot(report, a.plot)
+        plot.plot(report, a.plot)
 
 
 def _calibrate(a: Values, images: list[str]) -> int:
@@ -192,8 +192,9 @@ _COMMON = (
     Option("--max-runs", "N", "but no further (default 100)", 100, int),
     Option("--confidence", "LEVEL", "of the intervals (default 95%)", 0.95, percent),
     Option("--fresh-vm", "", "each run in a VM of its own (bench's default)", False),
-    Option("--adapter", "NAME", "what the program prints or writes (default: recognised)"),
-    Option("--metric", "NAME=REGEX", "a number that it prints", many=True),
+    Option("--adapter", "NAME", "the format that the program writes (default: recognised)"),
+    Option("--metric", "NAME=REGEX", "a number that it prints; as NAME[UNIT]:higher=REGEX",
+           many=True),
     Option("--main", "METRIC", "the metric to look at first (default time)", "time"),
     Option("--output", "PATH", "a file of the guest to read metrics from", many=True),
     Option("--ignore-failure", "", "a program that fails counts, too", False),

@@ -18,7 +18,8 @@ class Measure(NamedTuple):
     better: Better = "lower"
 
 
-# The program and its descendants, by the guest's clock and its kernel's accounts (getrusage).
+# The program and its descendants, by the guest's clock and its kernel's accounts (getrusage). What
+# says more of the host than of the program is neither good nor bad.
 TIME = Measure("time", "s", "guest")
 USAGE = (
     (Measure("user", "s", "guest"), "user_us", 1e-6),
@@ -26,11 +27,11 @@ USAGE = (
     (Measure("peak_memory", "B", "guest"), "peak_rss", 1),
     (Measure("minor_faults", "", "guest"), "minor_faults", 1),
     (Measure("major_faults", "", "guest"), "major_faults", 1),
-    (Measure("voluntary_switches", "", "guest"), "voluntary_switches", 1),
-    (Measure("involuntary_switches", "", "guest"), "involuntary_switches", 1),
+    (Measure("voluntary_switches", "", "guest", ""), "voluntary_switches", 1),
+    (Measure("involuntary_switches", "", "guest", ""), "involuntary_switches", 1),
     (Measure("block_in", "", "guest"), "block_in", 1),
     (Measure("block_out", "", "guest"), "block_out", 1),
-    (Measure("steal", "s", "guest"), "steal_ns", 1e-9),
+    (Measure("steal", "s", "guest", ""), "steal_ns", 1e-9),
 )
 # From the mark at the program's start to that at its end (docs/protocol.md, The two I/O ports).
 EXITS = (

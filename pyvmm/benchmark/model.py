@@ -18,6 +18,7 @@ from ..errors import BenchmarkError
 
 FORMAT = "pyvmm-benchmark"
 VERSION = 1
+LARGEST = 1e100  # of a value: sums, squares and pictures of such numbers are numbers still
 
 T = TypeVar("T")
 Better = Literal["lower", "higher", ""]
@@ -175,6 +176,8 @@ def _field(hint: Any, value: Any, where: str) -> Any:
             raise BenchmarkError(f"{where}: {value!r} is not a {hint.__name__}")
         if isinstance(value, float) and not math.isfinite(value):
             raise BenchmarkError(f"{where}: {value!r} is not a finite number")
+        if isinstance(value, int | float) and abs(value) > LARGEST:
+            raise BenchmarkError(f"{where}: a number above {LARGEST:g}")
         return value
     if origin is Literal:
         if value not in arguments:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from glob import glob
 from typing import Literal
 
-from ..placement import _list as parse_list
-from ..placement import _ranges as ranges
+from ..placement import parse_list, ranges
 from .knobs import CPU, KERNEL, KNOBS, Knob, look
 from .partition import host_layout, interrupts, obstacle
 from .session import LATENCY

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
 
 from ..delegation import MOUNTS, enable, read, refusal, write
-from ..placement import _list as parse_list
-from ..placement import _ranges as ranges
+from ..placement import parse_list, ranges
 from .journal import Journal
 from .knobs import CPU, look
 

@@ -120,7 +120,8 @@ def test_the_same_vm(host: Host) -> None:
     [
         (["--", "sh", "-c", "echo why >&2; exit 7"], 3,
          "pyvmm: run 1 of shell: the program ended with 7, saying 'why'\n"),
-        (["--", "none"], 3, "pyvmm: run 1 of shell: none: not found in PATH\n"),
+        (["--", "none"], 3,
+         'pyvmm: run 1 of shell: exec: "none": executable file not found in $PATH\n'),
         (["--timeout", "0.5", "--", "sleep", "9"], 3,
          "pyvmm: run 1 of shell: timed out; give it longer by --timeout\n"),
         (["--output", "/none", "--", "true"], 3,

@@ -64,6 +64,10 @@ def change(**fields: Any) -> str:
             change(benchmarks__0__series__time__samples=[[float("nan")]]),
             "report: benchmarks[0]: series.time: samples[0][0]: nan is not a finite number",
         ),
+        (
+            change(benchmarks__0__series__time__samples=[[1e101]]),
+            "report: benchmarks[0]: series.time: samples[0][0]: a number above 1e+100",
+        ),
     ],
 )
 def test_no_report(text: str, message: str) -> None:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ...errors import BenchmarkError, printable
-from ..model import Better, Series
+from ..model import LARGEST, Better, Series
 
 MAX_TEXT = 64 << 20  # bytes of one stream or file: what is larger is not read
 MAX_VALUES = 1_000_000  # of one run
@@ -89,6 +89,8 @@ class Found:
             number = math.inf
         if not math.isfinite(number):
             raise BenchmarkError(f"{self.source}: {name}: {number} is not a finite number")
+        if abs(number) > LARGEST:
+            raise BenchmarkError(f"{self.source}: {name}: {number} is above {LARGEST:g}")
         return number
 
 
