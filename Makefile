@@ -7,12 +7,14 @@ VENV := .venv/bin
 # gcc .. python3-venv: the C parts. flex .. xz-utils: the guest kernel. umoci and on: the tests.
 PACKAGES := gcc make pkg-config libext2fs-dev e2fsprogs python3-dev python3-venv \
 	flex bison bc libelf-dev xz-utils umoci skopeo \
-	buildah docker-registry debootstrap openssl busybox-static cpio lz4 zstd acpica-tools
+	buildah docker-registry debootstrap openssl busybox-static cpio lz4 zstd acpica-tools \
+	g++ libbenchmark-dev
 FUZZ_PACKAGES := clang libclang-rt-dev
 FUZZ_SECONDS ?= 1200
 SOAK_SECONDS ?= 600
 SOAK_MOMENTS ?= 100
 ANALYZE_PACKAGES := clang-tidy
+ACTIONLINT := github.com/rhysd/actionlint/cmd/actionlint@v1.7.7
 KVMBOX_PACKAGES := qemu-system-x86
 
 C_SOURCES := $(wildcard csrc/*.[ch] csrc/*.py rootfs/*.[ch] rootfs/*.py rootfs/kernel.config \
@@ -48,6 +50,12 @@ build/venv.stamp: | build/packages.stamp
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pyvmm needs Python 3.11")'
 	$(PYTHON) -m venv .venv
 	$(VENV)/pip install --quiet --upgrade pip 'setuptools>=77' 'cffi>=1.17'
+	@touch $@
+
+# The linter of the GitHub Action: where there is go to build it; its test says so where there is not.
+build/actionlint.stamp: Makefile
+	@mkdir -p build
+	@if command -v go >/dev/null; then GOBIN=$(CURDIR)/$(VENV) go install $(ACTIONLINT); fi
 	@touch $@
 
 # Without isolation, so that a rebuild downloads nothing; without setuptools' advice on editables.
@@ -99,7 +107,7 @@ build/analyze.stamp: Makefile | build/packages.stamp
 	@tests/packages.sh $(ANALYZE_PACKAGES)
 	@touch $@
 
-lint: build
+lint: build build/actionlint.stamp
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
