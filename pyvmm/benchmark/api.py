@@ -131,6 +131,8 @@ def prepared(
     report.started = datetime.now(UTC).isoformat(timespec="seconds")
     report.duet = [each.name for each in made] if schedule.together else []
     vms = [each.options for each in made]
+    for vm in vms:
+        vm.setdefault("counters", True)
     alive = len(made) if schedule.mode == "same-vm" or schedule.at_once else 1
     with ExitStack() as stack:
         best, others = place.cpus()

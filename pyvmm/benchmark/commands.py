@@ -107,7 +107,6 @@ def _calibrate(a: Values, images: list[str]) -> int:
 def _options(a: Values) -> Options:
     options = vm_options(a)
     options["outputs"] = list(a.output)
-    options["counters"] = True
     # A flag that is not given says nothing: place.py chooses.
     chosen = ("cpus", "hugepages", "numa_node", "prefault")
     return cast(Options, {k: v for k, v in options.items() if v or k not in chosen})

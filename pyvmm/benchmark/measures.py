@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ..counters import EVENTS
 from ..results import Result
 from .model import Better, Series
 
@@ -38,7 +39,7 @@ EXITS = (
     (Measure("exits", "", "kvm"), "kvm_exits"),
     (Measure("user_exits", "", "kvm"), "exits"),
 )
-NO_MARKS = "the exits of each run are known only of a VM that runs it alone (--fresh-vm)"
+NO_MARKS = "known only of a run that has a VM of its own (--fresh-vm)"
 
 
 def measured(result: Result) -> Iterator[tuple[Measure, float]]:
@@ -57,10 +58,9 @@ def measured(result: Result) -> Iterator[tuple[Measure, float]]:
 
 def unavailable(result: Result) -> dict[str, str]:
     """Each metric that the run lacks, with the reason."""
-    missing = dict(result.counters_unavailable)
     if not {"program", "ended"} <= result.marks.keys():
-        missing |= {measure.name: NO_MARKS for measure, _ in EXITS}
-    return missing
+        return dict.fromkeys([*(measure.name for measure, _ in EXITS), *EVENTS], NO_MARKS)
+    return dict(result.counters_unavailable)
 
 
 def series(measure: Measure) -> Series:
