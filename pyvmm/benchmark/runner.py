@@ -143,13 +143,13 @@ class Trial:
         for each in series:
             each.name = f"{each.source}:{each.name}" if each.name in found else each.name
             found[each.name] = each
+        if benchmark.main not in found:
+            raise BenchmarkError(
+                f"{what}: no metric {benchmark.main!r}; there are {', '.join(sorted(found))}"
+            )
         if not benchmark.series:
             benchmark.series, benchmark.adapter = found, adapter
             benchmark.unavailable = measures.unavailable(result)
-            if benchmark.main not in found:
-                raise BenchmarkError(
-                    f"{what}: no metric {benchmark.main!r}; there are {', '.join(sorted(found))}"
-                )
             return
         if differ := found.keys() ^ benchmark.series.keys():
             raise BenchmarkError(f"{what}: metric {min(differ)!r} is not in every run")
