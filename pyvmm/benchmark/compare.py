@@ -5,8 +5,8 @@ The verdict on a metric follows from the ratio of its medians, new to old:
 - **regression**: it differs from 1 (statistics.differs) on the bad side, by more than the
   threshold;
 - **improvement**: the same on the good side;
-- **different**: the same of a metric of which no good side is known, or one that is or was 0 and so
-  has no ratio; it fails nothing;
+- **different**: the same of a metric of which no good side is known; or, by ranks alone, of one
+  that is or was 0 and so has no ratio. It fails nothing;
 - **same**: it is within the threshold, and noise does not hide a change of that size: it would be
   found four times in five;
 - **unsure**: all else, also what has too few runs for an interval.
@@ -22,7 +22,8 @@ from statistics import NormalDist, median
 from ..errors import BenchmarkError
 from .comparison import Comparison, Difference, Row, Verdict, counted
 from .model import Benchmark, Better, Report, Series
-from .statistics import POWER, Ratio, differs, least_runs, paired_ratio, ratio
+from .ranks import mann_whitney, wilcoxon
+from .statistics import ALARM, POWER, Ratio, differs, least_runs, paired_ratio, ratio
 
 CONFIDENCE = 0.99
 """of the ratios' intervals: that to which statistics.differs holds p, too"""
@@ -96,7 +97,7 @@ def _add(
     new: Benchmark,
     thresholds: Thresholds,
     metrics: Sequence[str],
-    ratio_of: Callable[[Series, Series], Ratio | None],
+    judge: Callable[[Series, Series], Ratio | float],
 ) -> None:
     """The rows of a benchmark, its main metric first; and what there is to say of it."""
     label = old.name if old.name == new.name else f"{old.name}, {new.name}"
@@ -117,7 +118,7 @@ def _add(
             )
             continue
         try:
-            change = ratio_of(before, after)
+            change = judge(before, after)
         except BenchmarkError as e:
             raise BenchmarkError(f"{label}: {name}: {e}") from None
         found.rows.append(_row(label, before, after, change, thresholds.of(name)))
@@ -140,16 +141,17 @@ def _runs(label: str, benchmark: Benchmark, where: str) -> list[str]:
     return lines
 
 
-def _row(label: str, before: Series, after: Series, change: Ratio | None, threshold: float) -> Row:
+def _row(label: str, before: Series, after: Series, change: Ratio | float, threshold: float) -> Row:
     old, new = median(before.values), median(after.values)
-    detectable = _detectable(change) if change else None
+    found = change if isinstance(change, Ratio) else None
+    detectable = _detectable(found) if found else None
     verdict: Verdict
-    if change:
+    if isinstance(change, Ratio):
         verdict = _verdict(after.better, change, threshold, detectable)
     else:
-        verdict = "same" if old == new else "different"
+        verdict = "different" if change < ALARM else "same" if old == new else "unsure"
     return Row(
-        label, after.name, after.unit, after.better, old, new, change, threshold, detectable,
+        label, after.name, after.unit, after.better, old, new, found, threshold, detectable,
         verdict,
     )  # fmt: skip
 
@@ -171,18 +173,24 @@ def _detectable(change: Ratio) -> float | None:
     return half / NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * POWER
 
 
-def _independent(old: Series, new: Series) -> Ratio | None:
-    return ratio(old.values, new.values, CONFIDENCE) if _positive(old, new) else None
+def _independent(old: Series, new: Series) -> Ratio | float:
+    """Their ratio; of what has none, p."""
+    if _positive(old, new):
+        return ratio(old.values, new.values, CONFIDENCE)
+    return mann_whitney(old.values, new.values)
 
 
-def _paired(old: Series, new: Series) -> Ratio | None:
+def _paired(old: Series, new: Series) -> Ratio | float:
+    """The same of pairs."""
     if len(old.samples) != len(new.samples):
         raise BenchmarkError(f"{len(old.samples)} and {len(new.samples)} runs are no pairs")
     if not all(old.samples + new.samples):
         raise BenchmarkError("a run without a value is in no pair")
     # Of a single pair, too, the medians: what its two runs took inside are no pairs.
     first, second = ([median(sample) for sample in each.samples] for each in (old, new))
-    return paired_ratio(first, second, CONFIDENCE) if _positive(old, new) else None
+    if _positive(old, new):
+        return paired_ratio(first, second, CONFIDENCE)
+    return wilcoxon([b - a for a, b in zip(first, second, strict=True)])
 
 
 def _positive(*series: Series) -> bool:

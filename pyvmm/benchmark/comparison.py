@@ -54,6 +54,8 @@ class Row:
         """The verdict; for ``unsure`` with the reason."""
         if self.verdict != "unsure":
             return self.verdict
+        if not self.ratio:
+            return "unsure: 0 has no ratio"
         if self.detectable is None:
             return "unsure: too few runs"
         if self.detectable <= self.threshold:
@@ -100,9 +102,12 @@ class Comparison:
         return not ratios or any(each.interval for each in ratios)
 
     def regressed(self, strict: bool = False) -> bool:
-        """Whether a metric is worse or, if ``strict``, may be: not of those without a good side."""
+        """Whether a metric is worse or, if ``strict``, may be.
+
+        Not of those without a good side, nor of those without a ratio, which has the threshold.
+        """
         bad = ("regression", "unsure") if strict else ("regression",)
-        return any(row.verdict in bad and row.better for row in self.rows)
+        return any(row.verdict in bad and row.better and row.ratio for row in self.rows)
 
     def summary(self) -> str:
         """As ``1 regression, 3 same; 99% intervals, threshold 5%``."""

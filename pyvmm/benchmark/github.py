@@ -42,7 +42,7 @@ def annotate(comparison: Comparison) -> list[str]:
     lines = [command("error", _short(row), "Regression") for row in worse[:fit]]
     if worse[fit:]:
         lines.append(command("error", _list(map(_short, worse[fit:])), "More regressions"))
-    if unsure := comparison.having("unsure"):
+    if unsure := [row for row in comparison.having("unsure") if row.ratio]:
         lines.append(command("warning", _list(map(_short, unsure)), "Too much noise, too few runs"))
     if notes := comparison.notes():
         lines.append(command("warning", _list(map(shown, notes)), "What else differs"))

@@ -84,6 +84,31 @@ def test_verdicts_with_noise() -> None:
     assert verdict(noisy(1, 0.2, 1), noisy(2, 0.2, 2)) == "regression"
 
 
+def test_what_has_no_ratio_is_judged_by_ranks() -> None:
+    zeros = [0.0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert verdict(zeros, [each + 20 for each in zeros]) == "different"
+    assert verdict(zeros, zeros[::-1]) == "same"
+    found = compare(*(report(m=series([each + by for each in zeros])) for by in (0, 1)))
+    assert [row.judgement() for row in found.rows] == ["unsure: 0 has no ratio"]
+    assert not found.regressed(strict=True)
+    assert annotate(found) == []
+
+
+@pytest.mark.parametrize("side", ["independent", "paired"])
+def test_noise_around_0_is_no_difference(side: str) -> None:
+    draw = random.Random(1)
+
+    def alarm() -> bool:
+        old, new = ([float(draw.choice((0, 1, 2, 3, 4))) for _ in range(10)] for _ in "ab")
+        if side == "independent":
+            return verdict(old, new) == "different"
+        both = Report([benchmark(n, {"m": series(v)}) for n, v in (("A", old), ("B", new))])
+        both.duet = ["A", "B"]
+        return duet(both).rows[0].verdict == "different"
+
+    assert sum(alarm() for _ in range(100)) <= 5
+
+
 def test_a_row() -> None:
     old, new = (report(time=series(steady(value))) for value in (1.0, 1.5))
     (row,) = compare(old, new).rows
