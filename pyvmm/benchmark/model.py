@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from statistics import median
 from typing import Any, Literal, Self, TypeVar, get_type_hints
 
@@ -128,6 +128,8 @@ class Report:
             document = json.loads(text)
         except ValueError as e:
             raise BenchmarkError(f"{name}: not JSON: {e}") from None
+        except RecursionError:
+            raise BenchmarkError(f"{name}: not a report: nested too deep") from None
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise BenchmarkError(f"{name}: not a report: make one by pyvmm bench --json FILE")
         if document.get("version") != VERSION:
@@ -135,7 +137,13 @@ class Report:
                 f"{name}: a report of version {document.get('version')}, this pyvmm reads {VERSION}"
             )
         body = {key: value for key, value in document.items() if key not in ("format", "version")}
-        return _read(cls, body, name)
+        report = _read(cls, body, name)
+        names: set[str] = set()
+        for number, each in enumerate(report.benchmarks):
+            if each.name in names:
+                raise BenchmarkError(f"{name}: benchmarks[{number}]: another {each.name!r}")
+            names.add(each.name)
+        return report
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -157,15 +165,15 @@ def _read(kind: type[T], value: Any, where: str) -> T:
     hints = get_type_hints(kind)
     if not isinstance(value, Mapping):
         raise BenchmarkError(f"{where}: not an object")
-    known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
     if extra := value.keys() - known:
         raise BenchmarkError(f"{where}: unknown field {min(extra)!r}")
-    try:
-        return kind(
-            **{name: _field(hints[name], each, f"{where}: {name}") for name, each in value.items()}
-        )
-    except TypeError as e:
-        raise BenchmarkError(f"{where}: {e}") from None
+    for name, each in known.items():
+        if name not in value and each.default is each.default_factory is MISSING:
+            raise BenchmarkError(f"{where}: no field {name!r}")
+    return kind(
+        **{name: _field(hints[name], each, f"{where}: {name}") for name, each in value.items()}
+    )
 
 
 def _field(hint: Any, value: Any, where: str) -> Any:

@@ -46,6 +46,7 @@ def change(**fields: Any) -> str:
     [
         ("{", "report: not JSON: "),
         ("[]", "report: not a report: make one by pyvmm bench --json FILE"),
+        ("[" * 200_000, "report: not a report: nested too deep"),
         ("{}", "report: not a report: make one by pyvmm bench --json FILE"),
         (change(version=2), "report: a report of version 2, this pyvmm reads 1"),
         (change(more=1), "report: unknown field 'more'"),
@@ -80,8 +81,19 @@ def test_no_report(text: str, message: str) -> None:
 def test_a_missing_field() -> None:
     document = json.loads(report().to_json())
     del document["benchmarks"][0]["digest"]
-    with pytest.raises(BenchmarkError, match="missing 1 required positional argument: 'digest'"):
+    with pytest.raises(BenchmarkError) as error:
         Report.from_json(json.dumps(document))
+    assert str(error.value) == "report: benchmarks[0]: no field 'digest'"
+
+
+def test_two_of_a_name() -> None:
+    document = json.loads(report().to_json())
+    document["benchmarks"] *= 2
+    with pytest.raises(BenchmarkError) as error:
+        Report.from_json(json.dumps(document))
+    number = len(document["benchmarks"]) // 2
+    name = document["benchmarks"][0]["name"]
+    assert str(error.value) == f"report: benchmarks[{number}]: another {name!r}"
 
 
 def test_no_file() -> None:
