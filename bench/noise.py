@@ -19,11 +19,11 @@ from pyvmm.benchmark.statistics import Ratio, differs, paired_ratio
 from pyvmm.options import Options
 
 VM: Options = {"memory": "96M", "kernel": "minimal"}
-BURST, REST = 0.004, 0.03  # seconds at most that the noise works, and rests
+BURST, REST = 0.002, 0.03  # seconds at most that the noise works, and rests
 
 
 def main() -> None:
-    duets, pairs = (int(word) for word in (*sys.argv[1:], "20", "40")[:2])
+    duets, pairs = (int(word) for word in (*sys.argv[1:], "20", "120")[:2])
     noise = multiprocessing.Process(target=disturb, daemon=True)
     noise.start()
     try:
@@ -51,7 +51,7 @@ def found(what: str, old: int, new: int, pairs: int) -> bool:
 
 
 def disturb() -> None:
-    """Take the CPU, and its caches, for short times: a tenth of it on average."""
+    """Take the CPU, and its caches, for short times: some 6 % of it on average."""
     chance = random.Random(1)
     block = bytearray(1 << 20)
     while True:
