@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,15 +273,16 @@ def test_kvm_at_hand(job: Job) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root: nobody to run a step as")
 @pytest.mark.parametrize("mended", [True, False])
-def test_kvm_of_root_only(job: Job, mended: bool) -> None:
+def test_kvm_of_root_only(job: Job, mended: bool, request: pytest.FixtureRequest) -> None:
     """The udev rule, by an unprivileged user; udevadm here lets everybody in, or does not."""
     kvm = job.path / "kvm"
     kvm.touch(0o600)
     os.chown(kvm, 65534, 65534)
     kvm.chmod(0o000)
     for path in (job.path, *job.path.parents):
-        if path.owner() == "root" and not path.stat().st_mode & 0o1:
-            path.chmod(path.stat().st_mode | 0o11)
+        if path.owner() == "root" and not (mode := path.stat().st_mode) & 0o1:
+            path.chmod(mode | 0o11)
+            request.addfinalizer(partial(path.chmod, mode))
     (job.path / "log").touch()
     (job.path / "log").chmod(0o666)
     job.fake("sudo", '#!/bin/sh\nexec "$@"\n')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from pyvmm.benchmark import export
 from pyvmm.benchmark.adapters import read
+from pyvmm.benchmark.export.pytest_benchmark import stats
 from pyvmm.benchmark.model import Benchmark, Report, Series
 from pyvmm.errors import BenchmarkError, UsageError, printable
 
@@ -206,6 +208,40 @@ def test_pyperf_hostile(tmp_path: Path) -> None:
     name = pyperf.BenchmarkSuite.load(str(tmp_path / "a.json")).get_benchmarks()[0].get_name()
     assert name == printable(HOSTILE)
     assert _pyperf("stats", "a.json", cwd=tmp_path).splitlines()[8:10] == [name, "-" * len(name)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 30])
+def test_pytest_benchmark_stats(count: int) -> None:
+    """Each is what pytest-benchmark itself makes of the same values."""
+    theirs = pytest.importorskip("pytest_benchmark.stats").Stats()
+    draw = random.Random(count)
+    values = [draw.lognormvariate(0, 1) for _ in range(count)]
+    for value in values:
+        theirs.update(value)
+    ours = stats(values)
+    assert {name: getattr(theirs, name) for name in theirs.fields} == {
+        name: each if isinstance(each, str) else pytest.approx(each)
+        for name, each in ours.items()
+        if name in theirs.fields
+    }
+
+
+def test_pytest_benchmark_compare(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark")
+    for name, shift in (("old", 0.0), ("new", 1.0)):
+        report = reports.report(reports.benchmark(shift=shift))
+        _write(report, "pytest-benchmark", tmp_path / f"{name}.json")
+    program = Path(sys.executable).parent / "pytest-benchmark"
+    columns = "--columns=min,median,iqr,outliers,rounds"
+    subprocess.run(
+        [program, "compare", "old.json", "new.json", "--csv=c.csv", columns],
+        cwd=tmp_path, check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    rows = csv.DictReader(io.StringIO((tmp_path / "c.csv").read_text()))
+    same = {"name": "sort", "param:n": "4", "iqr": "0.34375", "outliers": "3;0", "rounds": "9"}
+    assert list(rows) == [
+        same | {"min": "1.0", "median": "1.375"}, same | {"min": "2.0", "median": "2.375"},
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -238,9 +238,9 @@ def test_resampled(n: int) -> None:
 @pytest.mark.parametrize("n", [6, 10, 25])
 def test_ratio_covers(n: int) -> None:
     draw = random.Random(n)
-    intervals = [ratio(slow(draw, n), slow(draw, n)).interval for _ in range(300)]
+    intervals = [ratio(slow(draw, n), slow(draw, n)).interval for _ in range(150)]
     held = sum(i is not None and i.low <= 1 <= i.high for i in intervals)
-    assert 0.93 <= held / 300 <= 1
+    assert 0.93 <= held / 150 <= 1
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -370,4 +370,4 @@ def test_time() -> None:
     values = slow(random.Random(1), 30)
     begin = time.process_time()
     ratio(values, values)
-    assert time.process_time() - begin < 0.15
+    assert time.process_time() - begin < 1.5  # a tenth of a second; resamples drawn whole: ten
