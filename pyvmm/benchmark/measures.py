@@ -40,6 +40,7 @@ EXITS = (
     (Measure("user_exits", "", "kvm"), "exits"),
 )
 NO_MARKS = "known only of a run that has a VM of its own (--fresh-vm)"
+NO_EXITS = "this host's KVM does not count them: needs Linux 5.14"
 
 
 def measured(result: Result) -> Iterator[tuple[Measure, float]]:
@@ -58,9 +59,11 @@ def measured(result: Result) -> Iterator[tuple[Measure, float]]:
 
 def unavailable(result: Result) -> dict[str, str]:
     """Each metric that the run lacks, with the reason."""
-    if not {"program", "ended"} <= result.marks.keys():
+    ended = result.marks.get("ended", {})
+    if not ended or "program" not in result.marks:
         return dict.fromkeys([*(measure.name for measure, _ in EXITS), *EVENTS], NO_MARKS)
-    return dict(result.counters_unavailable)
+    no_exits = {measure.name: NO_EXITS for measure, name in EXITS if not ended[name]}
+    return no_exits | result.counters_unavailable
 
 
 def series(measure: Measure) -> Series:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from statistics import median
 
+from ..config import Config
 from ..errors import BenchmarkError, UsageError
 from ..machine import Machine
 from ..results import Result
 from . import measures
 from .adapters import read
-from .model import Benchmark, Mode, Report, Run
+from .model import Benchmark, Mode, Report, Run, Series
 from .statistics import until
 from .subject import Subject
 
@@ -33,7 +35,8 @@ class Schedule:
     runs: int = 10
     warmup: int = 1
     until_ci: float | None = None
-    """go on until the median's interval is within this part of it (0.01: 1 %), to ``max_runs``"""
+    """go on until the median's interval is within this part of it (0.01: 1 %), to ``max_runs``; of
+    pairs that of their ratios"""
     max_runs: int = 100
     mode: Mode = "fresh-vm"
     main: str = "time"
@@ -60,6 +63,10 @@ class Schedule:
         if not 0.5 <= self.confidence < 1:
             raise UsageError(f"confidence {self.confidence}: must be 0.5 to below 1")
 
+    def enough(self, values: Sequence[float]) -> bool:
+        """Whether the interval is as short as it is to be, if it is to be."""
+        return self.until_ci is None or until(values, self.until_ci, self.confidence)
+
 
 class Trial:
     """One benchmark on its way."""
@@ -74,7 +81,7 @@ class Trial:
             subject.shown,
             subject.params,
             schedule.mode,
-            {key: str(value) for key, value in subject.options.items() if key in SHOWN},
+            shown(subject),
             main=schedule.main,
         )
 
@@ -84,14 +91,22 @@ class Trial:
         return sum(not run.warmup for run in self.benchmark.runs)
 
     @property
-    def done(self) -> bool:
-        schedule, measured = self._schedule, self.measured
-        if measured < schedule.runs:
-            return False
-        if schedule.until_ci is None or measured >= schedule.max_runs:
-            return True
-        values = self.benchmark.series[self.benchmark.main].values
-        return until(values, schedule.until_ci, schedule.confidence)
+    def values(self) -> list[float]:
+        """Of the main metric, one for each run that counts."""
+        series = self.benchmark.series.get(self.benchmark.main)
+        return [median(sample) for sample in series.samples] if series else []
+
+    def cut(self, runs: int) -> None:
+        """Keep the first so many that count: of these every series has its values."""
+        while self.measured > runs:
+            self.benchmark.runs.pop()
+        for series in self.benchmark.series.values():
+            del series.samples[runs:]
+
+    def stop(self) -> None:
+        """End the run that is being made, from another thread."""
+        if self._machine:
+            self._machine.stop()
 
     def run(self, order: int, began: float) -> None:
         """One run, and its numbers. Raises PyvmmError."""
@@ -110,7 +125,8 @@ class Trial:
     def _result(self) -> Result:
         subject = self._subject
         if self._schedule.mode == "fresh-vm":
-            with Machine(subject.image, subject.command, **subject.options) as machine:
+            self._machine = Machine(subject.image, subject.command, **subject.options)
+            with self._machine as machine:
                 return machine.wait()
         if self._machine is None:
             machine = Machine(subject.image, subject.command, repeat=True, **subject.options)
@@ -125,6 +141,12 @@ class Trial:
             raise BenchmarkError(f"{what}: timed out; give it longer by --timeout")
         for path, reason in result.missing.items():
             raise BenchmarkError(f"{what}: output {path}: {reason}")
+        for name in result.truncated:
+            raise BenchmarkError(f"{what}: {name}: longer than --max-output, cut there")
+        if result.out_of_memory and not self._schedule.ignore_failure:
+            raise BenchmarkError(
+                f"{what}: the guest ran out of memory and killed a process: give it more (--memory)"
+            )
         if result.exit_code and not self._schedule.ignore_failure:
             said = (result.stderr or result.stdout)[-TAIL:].decode("utf-8", "replace").strip()
             raise BenchmarkError(
@@ -151,10 +173,21 @@ class Trial:
             benchmark.series, benchmark.adapter = found, adapter
             benchmark.unavailable = measures.unavailable(result)
             return
+        self._drop_counters(found, measures.unavailable(result))
         if differ := found.keys() ^ benchmark.series.keys():
             raise BenchmarkError(f"{what}: metric {min(differ)!r} is not in every run")
         for name, each in found.items():
             benchmark.series[name].samples += each.samples
+
+    def _drop_counters(self, found: dict[str, Series], missing: dict[str, str]) -> None:
+        """One that a run lacks, as others had the CPU's counters, is none of the benchmark's."""
+        benchmark = self.benchmark
+        for name, each in [*found.items(), *benchmark.series.items()]:
+            if each.source == "perf" and not (name in found and name in benchmark.series):
+                found.pop(name, None)
+                benchmark.series.pop(name, None)
+                why = missing.get(name, "")
+                benchmark.unavailable.setdefault(name, f"not in every run: {why}".rstrip(": "))
 
 
 # Of the VM's options, those that change what is measured.
@@ -162,6 +195,17 @@ SHOWN = (
     "vcpus", "memory", "hugepages", "numa_node", "cpus", "prefault", "disk_rate", "env", "workdir",
     "user", "entrypoint", "privileged", "jail", "kernel", "entry", "cmdline_extra",
 )  # fmt: skip
+
+
+def shown(subject: Subject) -> dict[str, str]:
+    """Its VM's options, the defaults too: who leaves one out and who gives it mean the same.
+
+    Of the environment the names only: reports are published, and values may be secrets.
+    """
+    config = Config(subject.image, subject.command, **subject.options)
+    values = {name: getattr(config, name) for name in SHOWN}
+    values |= {"memory": f"{config.memory_bytes / (1 << 20):.10g}M", "env": ", ".join(config.env)}
+    return {name: str(value) for name, value in values.items() if value not in (None, "")}
 
 
 @dataclass
@@ -182,26 +226,67 @@ class Runner:
         with ExitStack() as stack:
             trials = [Trial(subject, schedule, stack) for subject in self.subjects]
             self.report.benchmarks = [trial.benchmark for trial in trials]
-            while due := self._due(trials):
-                chance.shuffle(due)
-                if schedule.at_once:
-                    self._at_once(due, order, began)
-                else:
-                    for place, trial in enumerate(due):
-                        trial.run(order + place, began)
-                        if self.progress:
-                            self.progress(trial.benchmark)
-                order += len(due)
+            try:
+                while due := self._due(trials):
+                    chance.shuffle(due)
+                    if schedule.at_once:
+                        self._at_once(due, order, began)
+                    else:
+                        for place, trial in enumerate(due):
+                            trial.run(order + place, began)
+                            if self.progress:
+                                self.progress(trial.benchmark)
+                    order += len(due)
+            except BaseException:  # a signal's, too
+                self._even(trials)
+                raise
         return self.report
 
     def _due(self, trials: list[Trial]) -> list[Trial]:
-        due = [trial for trial in trials if not trial.done]
-        return list(trials) if due and self.schedule.together else due
+        if self.schedule.together:
+            return list(trials) if self._more(trials[0], _ratios(trials)) else []
+        return [trial for trial in trials if self._more(trial, trial.values)]
+
+    def _more(self, trial: Trial, values: Sequence[float]) -> bool:
+        schedule, measured = self.schedule, trial.measured
+        if measured < schedule.runs:
+            return True
+        if schedule.enough(values):
+            return False
+        if measured < schedule.max_runs:
+            return True
+        text = (
+            f"{trial.benchmark.name}: after {measured} runs (--max-runs) the interval is not"
+            f" within {schedule.until_ci:.3g} of the median"
+        )
+        if text not in self.report.warnings:
+            self.report.warnings.append(text)
+        return False
+
+    def _even(self, trials: list[Trial]) -> None:
+        """After an end at any point: as many values as runs; and of a pair both or none."""
+        least = min(trial.measured for trial in trials)
+        for trial in trials:
+            trial.cut(least if self.schedule.together else trial.measured)
 
     def _at_once(self, due: list[Trial], order: int, began: float) -> None:
         with ThreadPoolExecutor(len(due)) as pool:
             runs = [pool.submit(trial.run, order + n, began) for n, trial in enumerate(due)]
+            try:
+                wait(runs)
+            except BaseException:  # a signal's: what runs would be waited for
+                for trial in due:
+                    trial.stop()
+                raise
         for trial, run in zip(due, runs, strict=True):
             run.result()
             if self.progress:
                 self.progress(trial.benchmark)
+
+
+def _ratios(trials: Sequence[Trial]) -> list[float]:
+    """Of pairs, the second to the first; none if they have no ratio."""
+    first, second = (trial.values for trial in trials[:2])
+    if any(value <= 0 for value in first):
+        return []
+    return [new / old for old, new in zip(first, second, strict=True)]
