@@ -76,13 +76,13 @@ class Calibration:
 
 
 def calibrate(
-    runs: int = 30, *, progress: Progress | None = None, **options: object
+    runs: int = 30, *, progress: Progress | None = None, tune: bool = False, **options: object
 ) -> Calibration:
     """Run the known work, three VMs in turn; ``options`` are the VM's. Raises PyvmmError."""
     vm = cast(Options, options)
     work = amount(vm)
     names = {"work": work, "the same": work, f"{MORE:.0%} more": round(work * (1 + MORE))}
-    report = measure(names, runs, vm, progress)
+    report = measure(names, runs, vm, progress, tune)
     one, same, more = (each.series["time"].values for each in report.benchmarks)
     return Calibration(report, summarize(one), paired_ratio(one, same), paired_ratio(one, more))
 
@@ -94,7 +94,11 @@ def amount(options: Options) -> int:
 
 
 def measure(
-    works: Mapping[str, int], runs: int, options: Options, progress: Progress | None = None
+    works: Mapping[str, int],
+    runs: int,
+    options: Options,
+    progress: Progress | None = None,
+    tune: bool = False,
 ) -> Report:
     """Benchmarks by their names, of so many thousand steps each, in turn: a VM for each."""
     schedule = Schedule(runs=runs, max_runs=runs, mode="same-vm", together=True)
@@ -102,7 +106,7 @@ def measure(
         image = os.path.join(place, "work")
         _layout(image, files("pyvmm").joinpath("_data/work").read_bytes())
         made = [subjects([image], [str(n)], {}, options, name)[0] for name, n in works.items()]
-        report = prepared(made, schedule, progress=progress)
+        report = prepared(made, schedule, progress=progress, tune=tune)
     report.duet = report.duet if len(works) == 2 else []
     return report
 

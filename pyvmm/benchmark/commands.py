@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from ..arguments import Command, Option, Values
 from ..cli import VM_OPTIONS, say, vm_options
-from ..errors import PyvmmError, UsageError, printable
+from ..errors import BenchmarkError, PyvmmError, UsageError, printable
 from ..options import Options
 from . import bars, export, plot
 from .api import prepared, two
@@ -40,17 +42,15 @@ def _duet(a: Values) -> int:
 
 
 def _measure(a: Values, made: list[Subject], schedule: Schedule) -> int:
-    exported = [export.parse(word)[1] for word in a.export]
-    for path in (a.json, a.plot, a.html, *exported):
-        _check_place(path)
-    if a.plot:
-        plot.check(a.plot)
+    _check_places(a)
     runner, line = Runner([], schedule), _Line()
     code = 0
     try:
         prepared(made, schedule, progress=line.show, tune=a.tune, runner=runner)
     except KeyboardInterrupt:
         code = 130
+    except SystemExit as e:  # SIGTERM's (cli.py), as when a CI job is cancelled
+        code = int(e.code or 0)
     except PyvmmError as e:
         line.clear()
         say(str(e))
@@ -63,30 +63,46 @@ def _measure(a: Values, made: list[Subject], schedule: Schedule) -> int:
         report.warnings.append("ended early: these are the runs until then")
     for warning in report.warnings:
         say(f"warning: {warning}")
-    _deliver(a, report)
-    return code
+    failed = _deliver(a, report)
+    return code or failed
 
 
-def _deliver(a: Values, report: Report) -> None:
-    if a.json != "-":
+def _deliver(a: Values, report: Report, text: str = "") -> int:
+    """Write what was asked for, then say ``text``, or show the report. Returns the exit code.
+
+    Files first: nobody may be reading stdout. What cannot be made or written is said, and costs
+    nothing else.
+    """
+
+    def page() -> str:
+        from .html import html
+
+        return html(report)
+
+    def table() -> str:
         ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
-        print(bars.show(report, ascii_only=ascii_only))
+        shown = bars.show(report, ascii_only=ascii_only)
         if report.duet:
             from . import compare
 
-            print(compare.duet(report).table())
-    if a.json == "-":
-        sys.stdout.write(report.to_json())
-    elif a.json:
-        report.save(a.json)
-    for name, path in map(export.parse, a.export):
-        _write(path, export.export(report, name))
-    if a.html:
-        from .html import html
+            try:
+                shown += "\n" + compare.duet(report).table()
+            except BenchmarkError as e:  # not yet a pair
+                shown += f"\n{e}"
+        return shown + "\n"
 
-        _write(a.html, html(report))
+    code = 0
+    parts: list[tuple[str | None, Callable[[], str]]] = [(a.json, report.to_json), (a.html, page)]
+    for name, path in map(export.parse, a.export):
+        parts.append((path, partial(export.export, report, name)))
+    for place, make in parts:
+        if place:
+            code = _write(place, make) or code
     if a.plot:
-        plot.plot(report, a.plot)
+        code = _attempt(a.plot, lambda: plot.plot(report, a.plot)) or code
+    if "-" not in [place for place, _ in parts]:
+        sys.stdout.write(f"{text}\n" if text else table())
+    return code
 
 
 def _calibrate(a: Values, images: list[str]) -> int:
@@ -94,14 +110,14 @@ def _calibrate(a: Values, images: list[str]) -> int:
         raise UsageError("--calibrate brings its own image and command")
     from .calibrate import calibrate
 
-    _check_place(a.json)
+    _check_places(a)
     line = _Line()
-    found = calibrate(a.runs or 30, progress=line.show, **_options(a))
+    runs = 30 if a.runs is None else a.runs
+    found = calibrate(runs, progress=line.show, tune=a.tune, **_options(a))
     line.clear()
-    print(found.describe())
-    if a.json:
-        found.report.save(a.json)
-    return 0 if found.sound else 1
+    for warning in found.report.warnings:
+        say(f"warning: {warning}")
+    return _deliver(a, found.report, found.describe()) or (0 if found.sound else 1)
 
 
 def _options(a: Values) -> Options:
@@ -114,11 +130,13 @@ def _options(a: Values) -> Options:
 
 def _schedule(a: Values, mode: Mode, together: bool = False) -> Schedule:
     runs = a.runs if a.runs is not None else 20 if together else 10
+    if a.max_runs is not None and a.runs is None:
+        runs = min(runs, a.max_runs)
     return Schedule(
         runs=runs,
         warmup=a.warmup,
         until_ci=a.until_ci,
-        max_runs=max(runs, a.max_runs),
+        max_runs=max(runs, 100) if a.max_runs is None else a.max_runs,
         mode=mode,
         main=a.main,
         adapter=a.adapter,
@@ -142,22 +160,49 @@ def percent(word: str) -> float:
     return float(word[:-1]) / 100 if word.endswith("%") else float(word)
 
 
-def _check_place(path: str | None) -> None:
+def _check_places(a: Values) -> None:
     """Refuse now what could not be written when all is measured."""
-    if path in (None, "-"):
-        return
-    assert path is not None
+    paths = [a.json, a.html, *(export.parse(word)[1] for word in a.export)]
+    if paths.count("-") > 1:
+        raise UsageError("one thing only can be written to stdout (-)")
+    for path in (*paths, a.plot):
+        if path not in (None, "-"):
+            _check_place(path)
+    if a.plot:
+        plot.check(a.plot)
+
+
+def _check_place(path: str) -> None:
     place = os.path.dirname(path) or "."
     if os.path.isdir(path) or not os.access(path if os.path.exists(path) else place, os.W_OK):
         raise UsageError(f"{path}: cannot be written")
 
 
-def _write(path: str, text: str) -> None:
-    if path == "-":
-        sys.stdout.write(text)
-        return
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+def _write(path: str, make: Callable[[], str]) -> int:
+    def write() -> None:
+        text = make()
+        if path == "-":
+            sys.stdout.write(text)
+            return
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    return _attempt(path, write)
+
+
+def _attempt(path: str, act: Callable[[], object]) -> int:
+    """Do it, or say why not. Returns the exit code."""
+    try:
+        act()
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        say(f"{path}: cannot be written: {e.strerror}")
+        return PyvmmError.exit_code
+    except PyvmmError as e:
+        say(f"{path}: {e}")
+        return e.exit_code
+    return 0
 
 
 class _Line:
@@ -188,7 +233,7 @@ class _Line:
 _COMMON = (
     Option("--warmup", "N", "runs that do not count, before (default 1)", 1, int),
     Option("--until-ci", "WIDTH", "go on until the interval is within it, as 1%", kind=percent),
-    Option("--max-runs", "N", "but no further (default 100)", 100, int),
+    Option("--max-runs", "N", "but no further (default 100)", kind=int),
     Option("--confidence", "LEVEL", "of the intervals (default 95%)", 0.95, percent),
     Option("--fresh-vm", "", "each run in a VM of its own (bench's default)", False),
     Option("--adapter", "NAME", "the format that the program writes (default: recognised)"),
