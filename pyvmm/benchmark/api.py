@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
-from ..errors import UsageError
 from ..options import Options
 from . import adapters, fingerprint, place
 from .model import Mode, Report
 from .runner import Progress, Runner, Schedule
 from .subject import Subject, resolve, subjects
+
+if TYPE_CHECKING:
+    from ..tune.session import Tuning
 
 Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -132,15 +134,12 @@ def prepared(
     report.duet = [each.name for each in made] if schedule.together else []
     vms = [each.options for each in made]
     for vm in vms:
-        vm.setdefault("counters", True)
+        vm.setdefault("counters", schedule.mode == "fresh-vm")  # else they are not read
     alive = len(made) if schedule.mode == "same-vm" or schedule.at_once else 1
     with ExitStack() as stack:
         best, others = place.cpus()
         if tune:
-            from ..tune.session import tuned
-
-            tuning = stack.enter_context(tuned())
-            report.warnings += tuning.notes
+            tuning = stack.enter_context(_tuned(report))
             best, others = tuning.benchmark, tuning.housekeeping
             if tuning.cgroup:  # which has none of the others
                 others = []
@@ -151,6 +150,20 @@ def prepared(
             resolve(each)
         # After tuning: it is what the runs met.
         report.fingerprint = fingerprint.take(made[0].options.get("kernel"))
-        if len({each.options.get("kernel") for each in made}) > 1:
-            raise UsageError("one report has one guest kernel")
-        return runner.run()
+        runner.run()
+    return report
+
+
+@contextmanager
+def _tuned(report: Report) -> Iterator[Tuning]:
+    """tuned(), whose notes are the report's warnings: at the end, too, what was not put back."""
+    from ..tune.session import tuned
+
+    tuning = None
+    try:
+        with tuned() as tuning:
+            report.warnings += tuning.notes
+            yield tuning
+    finally:
+        if tuning:
+            report.warnings += [note for note in tuning.notes if note not in report.warnings]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
 
 from .. import placement
 from ..config import Config
 from ..errors import HostError, UsageError
+from ..memory import MADV_POPULATE_WRITE
 from ..options import Options
 from ..tune.partition import host_layout
 
@@ -21,13 +23,18 @@ def settle(
     threads ``others``, or what is left over. ``alive`` VMs are there at the same time: their memory
     is in huge pages if there are enough for all.
     """
+    warnings, prefault = [], can_prefault()
+    if not prefault:
+        warnings.append("guest memory is not there before the clock starts: needs Linux 5.14")
     for options in vms:
-        options.setdefault("prefault", True)
+        options.setdefault("prefault", prefault)
         if options.get("hugepages") is None and _huge_pages(options, alive):
             options["hugepages"] = "2M"
     unplaced = [vm for vm in vms if vm.get("cpus") is None and vm.get("numa_node") is None]
+    if at_once and (said := vms[0].get("cpus")):  # one list for all: each gets its own of it
+        unplaced, best, others = list(vms), placement.parse_cpus(said), []
     if not unplaced:
-        return []
+        return warnings
     counts = [vm.get("vcpus", 1) for vm in unplaced]
     need = sum(counts) if at_once else max(counts)
     if need > len(best):
@@ -35,15 +42,28 @@ def settle(
     if need > len(best) and at_once:
         raise UsageError(f"VMs at once with {need} vCPUs in all: there are {len(best)} CPUs")
     if need > len(best):
-        return []  # each run warns that vCPUs share CPUs
+        return warnings  # each run warns that vCPUs share CPUs
     left, rest = list(best), list(others) or list(best[need:])
     for vm, count in zip(unplaced, counts, strict=True):
         vm["cpus"] = ",".join(map(str, left[:count] + rest))
         if at_once:
             del left[:count]
     if rest:
-        return []
-    return [f"no CPU is left beside {need} for vCPUs: pyvmm's own work runs on them, too"]
+        return warnings
+    return [
+        *warnings,
+        f"no CPU is left beside {need} for vCPUs: pyvmm's own work runs on them, too",
+    ]
+
+
+def can_prefault() -> bool:
+    """Whether this host's kernel can have memory there before it is used (Linux 5.14)."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        try:
+            page.madvise(MADV_POPULATE_WRITE)
+        except OSError:
+            return False
+    return True
 
 
 def cpus() -> tuple[list[int], list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyvmm import placement
+from pyvmm.benchmark import place
 from pyvmm.benchmark.place import settle
 from pyvmm.errors import HostError, UsageError
 from pyvmm.options import Options
@@ -82,3 +83,23 @@ def test_no_others() -> None:
     vms: list[Options] = [{"vcpus": 2}]
     assert settle(vms, BEST, [], alive=1, at_once=False) == []
     assert vms[0]["cpus"] == "2,3,4,5,6,7"
+
+
+@pytest.mark.usefixtures("host")
+def test_at_once_a_list_is_shared_out() -> None:
+    vms: list[Options] = [{"cpus": "4-7"}, {"cpus": "4-7"}]
+    assert settle(vms, BEST, OTHERS, alive=2, at_once=True) == []
+    assert [vm["cpus"] for vm in vms] == ["4,6,7", "5,6,7"]
+    with pytest.raises(UsageError) as error:
+        settle([{"cpus": "0"}, {"cpus": "0"}], BEST, OTHERS, alive=2, at_once=True)
+    assert str(error.value) == "VMs at once with 2 vCPUs in all: there are 1 CPUs"
+
+
+@pytest.mark.usefixtures("host")
+def test_a_kernel_that_cannot_prefault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "can_prefault", lambda: False)
+    vms: list[Options] = [{}]
+    assert settle(vms, BEST, OTHERS, alive=1, at_once=False) == [
+        "guest memory is not there before the clock starts: needs Linux 5.14"
+    ]
+    assert vms[0]["prefault"] is False
