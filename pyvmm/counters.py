@@ -13,7 +13,7 @@ from .errors import GuestError
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     from .results import Result
@@ -90,12 +90,15 @@ def account(result: Result, report: dict[str, Any]) -> None:
 def lines(result: Result) -> list[str]:
     """For people: each counter, and which are not to be had, by reason."""
     shown = [f"{name}: {value}" for name, value in result.counters.items()]
+    return shown + not_available(result.counters_unavailable)
+
+
+def not_available(whys: Mapping[str, str]) -> list[str]:
+    """A line for each reason that some are not to be had for."""
     reasons: dict[str, list[str]] = {}
-    for name, why in result.counters_unavailable.items():
+    for name, why in whys.items():
         reasons.setdefault(why, []).append(name)
-    for why, names in reasons.items():
-        shown.append(f"{', '.join(names)}: not available here: {why}")
-    return shown
+    return [f"{', '.join(names)}: not available here: {why}" for why, names in reasons.items()]
 
 
 def _scaled(reading: dict[str, int]) -> int:

@@ -16,7 +16,7 @@ from statistics import quantiles
 from ..errors import printable
 from .estimates import Estimate, by_metric, estimates
 from .model import Report
-from .remarks import remarks
+from .remarks import notes, remarks
 from .units import quantity
 
 NAME_MAX = 28  # columns
@@ -65,6 +65,7 @@ def show(report: Report, *, width: int | None = None, ascii_only: bool = False) 
         prefix = f"{short(benchmark.name, ascii_only)}: " if many else ""
         for remark in remarks(benchmark, report.confidence):
             lines.append(prefix + (_ascii(remark) if ascii_only else printable(remark)))
+    lines += [_ascii(note) if ascii_only else printable(note) for note in notes(report)]
     return "\n".join(lines)
 
 

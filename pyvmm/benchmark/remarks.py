@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .model import Benchmark
+from collections import Counter
+
+from ..counters import not_available
+from .model import Benchmark, Report
 from .statistics import least_runs, summarize
 from .units import quantity
 
@@ -35,3 +38,14 @@ def remarks(benchmark: Benchmark, confidence: float) -> list[str]:
         change = f"{summary.detectable * 100:.2g} %"
         found.append(f"a comparison of as many runs would find a change of {change}")
     return [f"{series.name}: {text}" for text in found]
+
+
+def notes(report: Report) -> list[str]:
+    """What runs were warned of, and which metrics could not be had; each once, with its reason."""
+    runs = [run for benchmark in report.benchmarks for run in benchmark.runs]
+    said = Counter(warning for run in runs for warning in run.warnings)
+    missing = {k: why for each in report.benchmarks for k, why in each.unavailable.items()}
+    return [
+        *(f"warning of {count} of {len(runs)} runs: {text}" for text, count in said.items()),
+        *not_available(missing),
+    ]

@@ -6,7 +6,7 @@ import pytest
 
 from pyvmm.benchmark import bars
 from pyvmm.benchmark.bars import short, show
-from pyvmm.benchmark.model import Benchmark, Report, Series
+from pyvmm.benchmark.model import Benchmark, Report, Run, Series
 
 from . import reports
 
@@ -31,6 +31,7 @@ def test_one() -> None:
         "rate         225 k ops/s         ─────────────────┃─────────────────  █        █",
         "score                  0",
         "time: ±1 \\x1b",
+        "cycles: not available here: this host's KVM has no PMU",
     ]
 
 
@@ -51,6 +52,7 @@ def test_two() -> None:
         "             other                0",
         "sort: time: ±1 \\x1b",
         "other: time: ±1 \\x1b",
+        "cycles: not available here: this host's KVM has no PMU",
     ]
 
 
@@ -64,6 +66,7 @@ def test_narrow_ascii() -> None:
         "rate         225 k ops/s",
         "score                  0",
         "time: +-1 \\x1b",
+        "cycles: not available here: this host's KVM has no PMU",
     ]
 
 
@@ -90,6 +93,13 @@ def test_too_few() -> None:
     ]
 
 
+def test_what_runs_were_warned_of() -> None:
+    """Once each."""
+    report = Report([_far(1.0, 2.0)])
+    report.benchmarks[0].runs = [Run(False, 0, 0.0, 1.0, n, ["slow"] * n) for n in range(2)]
+    assert show(report, width=60).splitlines()[-1] == "warning of 1 of 2 runs: slow"
+
+
 def test_no_values() -> None:
     assert show(Report()) == "no values"
 
@@ -98,7 +108,7 @@ def test_no_values() -> None:
 def test_hostile(ascii_only: bool) -> None:
     """No name adds a line, steers the terminal or, asked so, leaves ASCII."""
     text = show(reports.hostile(), width=200, ascii_only=ascii_only)
-    assert len(text.splitlines()) == 9
+    assert len(text.splitlines()) == 11
     assert "".join(text.splitlines()).isprintable()
     assert text.isascii() == ascii_only
 
