@@ -101,7 +101,7 @@ def measure(
     tune: bool = False,
 ) -> Report:
     """Benchmarks by their names, of so many thousand steps each, in turn: a VM for each."""
-    schedule = Schedule(runs=runs, max_runs=runs, mode="same-vm", together=True)
+    schedule = Schedule(runs=runs, max_runs=runs, mode="same-vm", together=len(works) > 1)
     with tempfile.TemporaryDirectory() as place:
         image = os.path.join(place, "work")
         _layout(image, files("pyvmm").joinpath("_data/work").read_bytes())
