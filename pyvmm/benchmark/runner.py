@@ -285,8 +285,8 @@ class Runner:
 
 
 def _ratios(trials: Sequence[Trial]) -> list[float]:
-    """Of pairs, the second to the first; none if they have no ratio."""
-    first, second = (trial.values for trial in trials[:2])
+    """Of pairs, the last trial's to the first's; none if they have no ratio."""
+    first, second = trials[0].values, trials[-1].values
     if any(value <= 0 for value in first):
         return []
     return [new / old for old, new in zip(first, second, strict=True)]

@@ -116,6 +116,15 @@ def test_pairs_until_the_interval_of_their_ratio_is_short(monkeypatch: pytest.Mo
     assert times(runner) == [[[1.0 + n] for n in range(10)]] * 2
 
 
+@pytest.mark.parametrize("names", ["a", "abc"])
+def test_rounds_of_one_and_of_three(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As calibrate() makes them."""
+    Fake([result()] * 2 * len(names), monkeypatch)
+    runner = start(names, runs=2, together=True)
+    runner.run()
+    assert times(runner) == [[[1.0], [1.0]]] * len(names)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
