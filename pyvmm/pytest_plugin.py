@@ -17,6 +17,7 @@ What ``benchmark_vm`` has measured is shown at the end as pytest-benchmark does,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ _REPORT = pytest.StashKey["Report"]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
+    path = config.getoption("benchmark_vm_json")
+    place = path and (path if os.path.exists(path) else os.path.dirname(path) or ".")
+    if place and (os.path.isdir(path) or not os.access(place, os.W_OK)):
+        raise pytest.UsageError(f"--benchmark-vm-json {path}: cannot be written")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -27,7 +27,7 @@ def _bench(a: Values) -> int:
         raise UsageError("--fresh-vm and --same-vm: choose one")
     if a.calibrate:
         return _calibrate(a, images)
-    params = dict(_param(word) for word in a.param)
+    params = _params(a.param)
     made = subjects(images, a.tail or None, params, _options(a), a.name)
     schedule = _schedule(a, "same-vm" if a.same_vm else "fresh-vm")
     return _measure(a, made, schedule)
@@ -148,11 +148,16 @@ def _schedule(a: Values, mode: Mode, together: bool = False) -> Schedule:
     )
 
 
-def _param(word: str) -> tuple[str, list[str]]:
-    name, equals, values = word.partition("=")
-    if not name.isidentifier() or not equals:
-        raise UsageError(f"--param {word!r}: write it as x=1,2,4")
-    return name, values.split(",")
+def _params(words: list[str]) -> dict[str, list[str]]:
+    params: dict[str, list[str]] = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        if not name.isidentifier() or not equals:
+            raise UsageError(f"--param {word!r}: write it as x=1,2,4")
+        if name in params:
+            raise UsageError(f"--param {name}: given twice; write it as {name}=1,2,4")
+        params[name] = values.split(",")
+    return params
 
 
 def percent(word: str) -> float:

@@ -97,3 +97,16 @@ def test_a_duet_without_a_pair(
 def test_how_many_runs(words: list[str], runs: int, most: int) -> None:
     schedule = commands._schedule(values("bench", *words), "fresh-vm")
     assert (schedule.runs, schedule.max_runs) == (runs, most)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["x"], "--param 'x': write it as x=1,2,4"),
+        (["x=1", "x=2"], "--param x: given twice; write it as x=1,2,4"),
+    ],
+)
+def test_parameters_that_cannot_be_meant(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        commands._params(words)
+    assert str(error.value) == message
