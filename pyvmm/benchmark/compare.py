@@ -58,17 +58,18 @@ def compare(
 
     Raises BenchmarkError if they have nothing in common.
     """
-    found = Comparison(*names, CONFIDENCE)
+    found, limits = Comparison(*names, CONFIDENCE), thresholds or Thresholds()
     found.differences = _differences(old.fingerprint, new.fingerprint)
     after = {benchmark.name: benchmark for benchmark in new.benchmarks}
+    common: set[str] = set()
     for benchmark in old.benchmarks:
         if other := after.pop(benchmark.name, None):
             found.differences += _settings(benchmark, other)
-            _add(found, benchmark, other, thresholds or Thresholds(), metrics, _independent)
+            common |= _add(found, benchmark, other, limits, metrics, _independent)
         else:
             found.only_old.append(benchmark.name)
     found.only_new += after
-    return _checked(found, thresholds, metrics)
+    return _checked(found, limits, metrics, common)
 
 
 def duet(
@@ -81,9 +82,9 @@ def duet(
         old, new = (report.benchmark(name) for name in report.duet)
     except KeyError as e:
         raise BenchmarkError(f"a duet's report without its benchmark {e}") from None
-    found = Comparison(old.name, new.name, CONFIDENCE)
-    _add(found, old, new, thresholds or Thresholds(), metrics, _paired)
-    return _checked(found, thresholds, metrics)
+    found, limits = Comparison(old.name, new.name, CONFIDENCE), thresholds or Thresholds()
+    common = _add(found, old, new, limits, metrics, _paired)
+    return _checked(found, limits, metrics, common)
 
 
 def fits(metric: str, pattern: str) -> bool:
@@ -98,8 +99,11 @@ def _add(
     thresholds: Thresholds,
     metrics: Sequence[str],
     judge: Callable[[Series, Series], Ratio | float],
-) -> None:
-    """The rows of a benchmark, its main metric first; and what there is to say of it."""
+) -> set[str]:
+    """The rows of a benchmark, its main metric first; and what there is to say of it.
+
+    Returns the metrics that both have, also those that were not asked for.
+    """
     label = old.name if old.name == new.name else f"{old.name}, {new.name}"
     for name in sorted(old.series | new.series, key=lambda name: name != new.main):
         if metrics and not any(fits(name, pattern) for pattern in metrics):
@@ -123,6 +127,7 @@ def _add(
             raise BenchmarkError(f"{label}: {name}: {e}") from None
         found.rows.append(_row(label, before, after, change, thresholds.of(name)))
     found.warnings += _runs(label, old, found.old) + _runs(label, new, found.new)
+    return {name for name in old.series if _filled(old, name) and _filled(new, name)}
 
 
 def _runs(label: str, benchmark: Benchmark, where: str) -> list[str]:
@@ -218,15 +223,14 @@ def _settings(old: Benchmark, new: Benchmark) -> Iterator[Difference]:
 
 
 def _checked(
-    found: Comparison, thresholds: Thresholds | None, metrics: Sequence[str]
+    found: Comparison, thresholds: Thresholds, metrics: Sequence[str], common: set[str]
 ) -> Comparison:
     """Refused if there is nothing to judge, or something was asked for that is not there."""
+    for pattern in (*metrics, *thresholds.metrics) if common else ():
+        if not any(fits(name, pattern) for name in common):
+            raise BenchmarkError(f"no metric {pattern!r} in common; there are {_listed(common)}")
     if not found.rows:
         raise BenchmarkError(f"{found.old}, {found.new}: no benchmark and metric in common")
-    names = {row.metric for row in found.rows}
-    for pattern in (*metrics, *(thresholds.metrics if thresholds else ())):
-        if not any(fits(name, pattern) for name in names):
-            raise BenchmarkError(f"no metric {pattern!r} in common; there are {_listed(names)}")
     return found
 
 

@@ -175,6 +175,8 @@ def test_what_is_in_one_only_or_not_comparable() -> None:
          "old, new: no benchmark and metric in common"),
         (report(x=series([1])), report(x=series([1])), ["x", "y*"], {},
          "no metric 'y*' in common; there are x"),
+        (report(x=series([1])), report(x=series([1])), ["y"], {},
+         "no metric 'y' in common; there are x"),
         (report(x=series([1])), report(x=series([1])), [], {"y": 1},
          "no metric 'y' in common; there are x"),
         (report(x=series([1, float("nan")])), report(x=series([1])), [], {},
