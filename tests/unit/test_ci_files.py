@@ -138,9 +138,7 @@ class Job:
         """As a runner does: `shell: bash`, the step's env with its expressions filled in."""
         (step,) = (each for each in action()["runs"]["steps"] if each["name"] == name)
         env = {
-            key: re.sub(
-                r"\$\{\{ (?:inputs|github)\.(\w+) \}\}", lambda at: inputs[at[1]], str(value)
-            )
+            key: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda at: inputs[at[1]], str(value))
             for key, value in step["env"].items()
         }
         return self.shell(step["run"], env | options.pop("env", {}), **options)
@@ -308,8 +306,8 @@ def test_the_install_step(job: Job, package: str, installed: str) -> None:
     job.fake("apt-get")
     make = f'mkdir -p {venv}/bin; cp {job.bin}/apt-get {venv}/bin/pip; echo "python3 $*" >> "$LOG"'
     job.fake("python3", f"#!/bin/sh\n{make}\n")
-    inputs = job.inputs(package=package) | {"action_path": "/action"}
-    assert job.step("Install pyvmm", inputs) == (0, "")
+    env = {"GITHUB_ACTION_PATH": "/action"}
+    assert job.step("Install pyvmm", job.inputs(package=package), env=env) == (0, "")
     update, install, *rest = (job.path / "log").read_text().splitlines()
     assert update == "apt-get update -q"
     assert install == (
