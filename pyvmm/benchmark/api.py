@@ -147,9 +147,9 @@ def prepared(
                     vm.setdefault("cgroup", tuning.cgroup)
         report.warnings += place.settle(vms, best, others, alive=alive, at_once=schedule.at_once)
         for each in made:
-            resolve(each)
+            resolve(each, runner.tell)
         # After tuning: it is what the runs met.
-        report.fingerprint = fingerprint.take(made[0].options.get("kernel"))
+        report.fingerprint = fingerprint.take(made[0].options.get("kernel"), tell=runner.tell)
         runner.run()
     return report
 

@@ -43,7 +43,7 @@ def _duet(a: Values) -> int:
 
 def _measure(a: Values, made: list[Subject], schedule: Schedule) -> int:
     _check_places(a)
-    runner, line = Runner([], schedule), _Line()
+    runner, line = Runner([], schedule, tell=say), _Line()
     code = 0
     try:
         prepared(made, schedule, progress=line.show, tune=a.tune, runner=runner)

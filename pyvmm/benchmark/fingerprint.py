@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .. import __version__, kernel
@@ -22,11 +22,18 @@ SETTINGS = (
 )
 
 
-def take(guest_kernel: str | None, root: str | os.PathLike[str] = "/") -> dict[str, str]:
-    """Fact by fact, in words; what this host does not tell is left out."""
+def take(
+    guest_kernel: str | None,
+    root: str | os.PathLike[str] = "/",
+    tell: Callable[[str], None] | None = None,
+) -> dict[str, str]:
+    """Fact by fact, in words; what this host does not tell is left out.
+
+    ``tell`` is called with a line if the kernel must be fetched.
+    """
     return dict(_facts(Path(root))) | {
         "host kernel": platform.release(),
-        "guest kernel": _kernel(guest_kernel),
+        "guest kernel": _kernel(guest_kernel, tell),
         "pyvmm": __version__,
         "python": platform.python_version(),
     }
@@ -61,8 +68,8 @@ def _cpuinfo(path: Path) -> dict[str, str]:
     return facts | {"processors": str(1 + sum(bool(each.strip()) for each in others))}
 
 
-def _kernel(name: str | None) -> str:
-    found = kernel.find(name)
+def _kernel(name: str | None, tell: Callable[[str], None] | None) -> str:
+    found = kernel.find(name, progress=tell)
     return f"{found.name} {found.version}"
 
 

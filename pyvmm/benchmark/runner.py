@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
 
-from ..config import Config
 from ..errors import BenchmarkError, UsageError
 from ..machine import Machine
 from ..results import Result
@@ -22,9 +21,10 @@ from . import measures
 from .adapters import read
 from .model import Benchmark, Mode, Report, Run, Series
 from .statistics import until
-from .subject import Subject
+from .subject import Subject, shown
 
 Progress = Callable[[Benchmark], object]
+Tell = Callable[[str], None]
 TAIL = 300  # bytes of a failed program's output to show
 
 
@@ -71,8 +71,10 @@ class Schedule:
 class Trial:
     """One benchmark on its way."""
 
-    def __init__(self, subject: Subject, schedule: Schedule, stack: ExitStack) -> None:
-        self._subject, self._schedule, self._stack = subject, schedule, stack
+    def __init__(
+        self, subject: Subject, schedule: Schedule, stack: ExitStack, tell: Tell | None
+    ) -> None:
+        self._subject, self._schedule, self._stack, self._tell = subject, schedule, stack, tell
         self._machine: Machine | None = None
         self.benchmark = Benchmark(
             subject.name,
@@ -123,16 +125,21 @@ class Trial:
         )
 
     def _result(self) -> Result:
-        subject = self._subject
         if self._schedule.mode == "fresh-vm":
-            self._machine = Machine(subject.image, subject.command, **subject.options)
+            self._machine = self._new(repeat=False)
             with self._machine as machine:
                 return machine.wait()
         if self._machine is None:
-            machine = Machine(subject.image, subject.command, repeat=True, **subject.options)
+            machine = self._new(repeat=True)
             self._machine = self._stack.enter_context(machine)
             return self._machine.wait()
         return self._machine.again()
+
+    def _new(self, repeat: bool) -> Machine:
+        subject = self._subject
+        return Machine(
+            subject.image, subject.command, progress=self._tell, repeat=repeat, **subject.options
+        )
 
     def _check(self, result: Result, what: str) -> None:
         if result.failure:
@@ -190,24 +197,6 @@ class Trial:
                 benchmark.unavailable.setdefault(name, f"not in every run: {why}".rstrip(": "))
 
 
-# Of the VM's options, those that change what is measured.
-SHOWN = (
-    "vcpus", "memory", "hugepages", "numa_node", "cpus", "prefault", "disk_rate", "env", "workdir",
-    "user", "entrypoint", "privileged", "jail", "kernel", "entry", "cmdline_extra",
-)  # fmt: skip
-
-
-def shown(subject: Subject) -> dict[str, str]:
-    """Its VM's options, the defaults too: who leaves one out and who gives it mean the same.
-
-    Of the environment the names only: reports are published, and values may be secrets.
-    """
-    config = Config(subject.image, subject.command, **subject.options)
-    values = {name: getattr(config, name) for name in SHOWN}
-    values |= {"memory": f"{config.memory_bytes / (1 << 20):.10g}M", "env": ", ".join(config.env)}
-    return {name: str(value) for name, value in values.items() if value not in (None, "")}
-
-
 @dataclass
 class Runner:
     """Makes the runs. ``report`` has, at any time, what there is so far."""
@@ -216,6 +205,8 @@ class Runner:
     schedule: Schedule
     progress: Progress | None = None
     report: Report = field(default_factory=Report)
+    tell: Tell | None = None
+    """called with a line when what comes before a run takes long: a pull, making a disk"""
 
     def run(self) -> Report:
         """All of it. Raises PyvmmError; the report keeps the runs before."""
@@ -224,7 +215,7 @@ class Runner:
         self.report.confidence = schedule.confidence
         began, order = time.monotonic(), 0
         with ExitStack() as stack:
-            trials = [Trial(subject, schedule, stack) for subject in self.subjects]
+            trials = [Trial(subject, schedule, stack, self.tell) for subject in self.subjects]
             self.report.benchmarks = [trial.benchmark for trial in trials]
             try:
                 while due := self._due(trials):

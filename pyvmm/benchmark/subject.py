@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -15,6 +15,11 @@ from ..oci.reference import REGISTRY, parse_reference
 from ..options import Options
 
 PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+# Of the VM's options, those that change what is measured.
+SHOWN = (
+    "vcpus", "memory", "hugepages", "numa_node", "cpus", "prefault", "disk_rate", "env", "workdir",
+    "user", "entrypoint", "privileged", "jail", "kernel", "entry", "cmdline_extra",
+)  # fmt: skip
 
 
 @dataclass
@@ -72,8 +77,11 @@ def subjects(
     return made
 
 
-def resolve(subject: Subject) -> None:
-    """Find the image (pulled once, if it must be), its digest and what it will run."""
+def resolve(subject: Subject, tell: Callable[[str], None] | None = None) -> None:
+    """Find the image (pulled once, if it must be), its digest and what it will run.
+
+    ``tell`` is called with a line when it takes long.
+    """
     from ..config import program
 
     config = Config(subject.image, subject.command, **subject.options)
@@ -82,11 +90,24 @@ def resolve(subject: Subject) -> None:
         platform=config.image_platform,
         pull=config.pull,
         limits=config.limits,
+        progress=tell,
+        bars=tell is not None,
     ) as image:
         subject.digest = image.digest
         subject.shown = program(config, image.config)
     if parse_reference(subject.image).transport == REGISTRY:
         subject.options["pull"] = "never"  # what is measured is this one to the end
+
+
+def shown(subject: Subject) -> dict[str, str]:
+    """Its VM's options, the defaults too: who leaves one out and who gives it mean the same.
+
+    Of the environment the names only: reports are published, and values may be secrets.
+    """
+    config = Config(subject.image, subject.command, **subject.options)
+    values = {name: getattr(config, name) for name in SHOWN}
+    values |= {"memory": f"{config.memory_bytes / (1 << 20):.10g}M", "env": ", ".join(config.env)}
+    return {name: str(value) for name, value in values.items() if value not in (None, "")}
 
 
 def short(image: str) -> str:

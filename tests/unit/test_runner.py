@@ -165,19 +165,6 @@ def test_exits_that_kvm_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one.series["user_exits"].samples == [[0]]
 
 
-def test_what_is_shown_of_the_vm() -> None:
-    """The same, given or left out; no value of the environment."""
-    plain = module.shown(Subject("a", "image", None))
-    given = Subject("a", "image", None, options={"memory": "512M", "vcpus": 1, "user": None})
-    assert module.shown(given) == plain
-    assert plain == {
-        "vcpus": "1", "memory": "512M", "prefault": "False", "privileged": "False", "jail": "on",
-        "entry": "linux64",
-    }  # fmt: skip
-    secret = Subject("a", "image", None, options={"env": {"TOKEN": "secret", "N": "4"}})
-    assert module.shown(secret)["env"] == "TOKEN, N"
-
-
 def test_a_signal_ends_runs_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not waited for."""
     stopped = threading.Semaphore(0)

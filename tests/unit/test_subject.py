@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.benchmark.subject import resolve, short, subjects
+from pyvmm.benchmark.subject import Subject, resolve, short, shown, subjects
 from pyvmm.errors import ImageError, UsageError
 
 from . import images
@@ -90,3 +90,16 @@ def test_no_image(tmp_path: Path) -> None:
     (one,) = subjects([f"{tmp_path}/none"], None, {}, {})
     with pytest.raises(ImageError):
         resolve(one)
+
+
+def test_what_is_shown_of_the_vm() -> None:
+    """The same, given or left out; no value of the environment."""
+    plain = shown(Subject("a", "image", None))
+    given = Subject("a", "image", None, options={"memory": "512M", "vcpus": 1, "user": None})
+    assert shown(given) == plain
+    assert plain == {
+        "vcpus": "1", "memory": "512M", "prefault": "False", "privileged": "False", "jail": "on",
+        "entry": "linux64",
+    }  # fmt: skip
+    secret = Subject("a", "image", None, options={"env": {"TOKEN": "secret", "N": "4"}})
+    assert shown(secret)["env"] == "TOKEN, N"
