@@ -18,7 +18,7 @@ from ..options import Options
 from .api import prepared
 from .model import Report
 from .runner import Progress, Schedule
-from .statistics import Ratio, Summary, differs, paired_ratio, summarize
+from .statistics import ALARM, Ratio, Summary, differs, paired_ratio, summarize
 from .subject import subjects
 
 PROBE = 1000  # thousand steps: what is run first, to learn how long they take
@@ -58,9 +58,9 @@ class Calibration:
         lines = [f"{alone.n} runs of the same work: {alone.median * 1e3:.3f} ms, CV {alone.cv:.2%}"]
         if alone.outliers:
             lines.append(f"  {len(alone.outliers)} of them outliers")
-        if alone.drift < 0.01:
+        if alone.drift < ALARM:
             lines.append(f"  the host drifts (p = {alone.drift:.2g}): compare by pyvmm duet")
-        if alone.modes < 0.01:
+        if alone.modes < ALARM:
             lines.append(f"  it has two modes (p = {alone.modes:.2g}): see pyvmm tune")
         for runs in (10, 30, 100):
             if (least := self.detectable(runs)) is not None:

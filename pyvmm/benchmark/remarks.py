@@ -6,11 +6,9 @@ from collections import Counter
 
 from ..counters import not_available
 from .model import Benchmark, Report
-from .statistics import least_runs, summarize
+from .statistics import ALARM, least_runs, summarize
 from .units import quantity
 
-ALARM = 0.01
-"""A p-value below it is remarked on: of a hundred sound series one is, by chance."""
 NAMED = 5
 
 

@@ -18,7 +18,7 @@ from .ranks import mann_kendall, mann_whitney, wilcoxon
 
 RESAMPLES = 9999
 SEED = 1
-ALARM = 0.01  # p below which two samples differ: of 100 comparisons of equals 1 is an alarm, not 5
+ALARM = 0.01  # p below which something is said: of 100 comparisons of equals 1 is an alarm, not 5
 FAR = 3.5  # deviations from the median from which on a value is an outlier
 NORMAL = 1.4826  # a normal distribution's standard deviation, in median absolute deviations
 POWER = 3.8  # standard errors of a difference, if 8 of 10 comparisons are to find it
