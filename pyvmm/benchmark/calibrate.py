@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import os
 import tarfile
 import tempfile
@@ -18,11 +17,12 @@ from ..options import Options
 from .api import prepared
 from .model import Report
 from .runner import Progress, Schedule
-from .statistics import ALARM, Ratio, Summary, differs, paired_ratio, summarize
+from .statistics import ALARM, Ratio, Summary, differs, paired_ratio, runs_for, summarize
 from .subject import subjects
 
 PROBE = 1000  # thousand steps: what is run first, to learn how long they take
 LENGTH = 0.1  # seconds that each run is to take
+CHANGES = (0.05, 0.02, 0.01)  # for which it says how many runs they take
 MORE = 0.03  # how much more work the third benchmark has
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -46,12 +46,6 @@ class Calibration:
         """No difference was found where there is none, and the one that there is was."""
         return not differs(self.same) and differs(self.more)
 
-    def detectable(self, runs: int) -> float | None:
-        """The relative change that so many runs would show, by the spread of those made."""
-        if self.alone.detectable is None:
-            return None
-        return self.alone.detectable * math.sqrt(self.alone.n / runs)
-
     def describe(self) -> str:
         """It in words, a fact a line."""
         alone = self.alone
@@ -62,9 +56,11 @@ class Calibration:
             lines.append(f"  the host drifts (p = {alone.drift:.2g}): compare by pyvmm duet")
         if alone.modes < ALARM:
             lines.append(f"  it has two modes (p = {alone.modes:.2g}): see pyvmm tune")
-        for runs in (10, 30, 100):
-            if (least := self.detectable(runs)) is not None:
-                lines.append(f"least change to be seen by {runs:3} runs each: {least:.2%}")
+        if alone.detectable is not None:
+            lines.append(f"least change to be seen by as many of each: {alone.detectable:.2%}")
+        values = self.report.benchmarks[0].series["time"].values
+        for change in CHANGES:
+            lines.append(f"runs of each to see {change:.0%}: {runs_for(values, change)}")
         lines += [
             f"pairs of the same work:    {_shown(self.same)}",
             f"pairs with {MORE:.0%} more work:  {_shown(self.more)}",

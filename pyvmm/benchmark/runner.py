@@ -168,7 +168,10 @@ class Trial:
             found[measure.name] = measures.series(measure)
             found[measure.name].samples.append([value])
         texts = {"stdout": result.stdout, "stderr": result.stderr} | result.files
-        adapter, series = read(texts, schedule.adapter, schedule.patterns)
+        try:
+            adapter, series = read(texts, schedule.adapter, schedule.patterns)
+        except BenchmarkError as e:
+            raise BenchmarkError(f"{what}: {e}") from None
         for each in series:
             each.name = f"{each.source}:{each.name}" if each.name in found else each.name
             found[each.name] = each

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -129,10 +130,16 @@ def test_the_same_vm(host: Host) -> None:
         (["--main", "speed", "--", "true"], 3,
          "pyvmm: run 1 of shell: no metric 'speed'; there are "),
         (["--runs", "0", "--", "true"], 2, "pyvmm: 0 runs: must be 1 or more\n"),
-        (["--adapter", "none", "--", "true"], 2, "pyvmm: "),
-        (["--adapter", "hyperfine", "--", "true"], 3, "pyvmm: "),
-        (["--metric", "x=x=(.*)", "--", "echo", "x=nan"], 3, "pyvmm: "),
-        (["--metric", "x=x=(.*)", "--", "true"], 3, "pyvmm: "),
+        (["--adapter", "none", "--", "true"], 2,
+         "pyvmm: --adapter none: must be one of pytest-benchmark, hyperfine, pyperf, "
+         "google-benchmark, criterion, go, jmh, bmf\n"),
+        (["--adapter", "hyperfine", "--", "true"], 3,
+         "pyvmm: run 1 of shell: hyperfine: no data of it in stdout, stderr: "
+         "run it with --export-json FILE, and pyvmm with --output FILE\n"),
+        (["--metric", "x=x=(.*)", "--", "echo", "x=nan"], 3,
+         "pyvmm: run 1 of shell: metric: x: nan is not a finite number\n"),
+        (["--metric", "x=x=(.*)", "--", "true"], 3,
+         "pyvmm: run 1 of shell: --metric x: nothing matches 'x=(.*)' in stdout, stderr\n"),
         (["--json", "/none/x", "--", "true"], 2, "pyvmm: /none/x: cannot be written\n"),
     ],
 )  # fmt: skip
@@ -198,9 +205,25 @@ def test_calibrate(host: Host) -> None:
     lines = done.out.decode().splitlines()
     assert done.code in (0, 1)  # what this host can see is its own
     assert lines[0].startswith("12 runs of the same work: ")
-    assert [line[:24] for line in lines if line.startswith("least change")] == [
-        "least change to be seen "
-    ] * 3
+    assert lines[1].startswith(("least change to be seen by as many of each: ", "  "))
+    counts = [line.partition(": ") for line in lines if line.startswith("runs of each to see ")]
+    assert [name for name, _, _ in counts] == [f"runs of each to see {n}%" for n in (5, 2, 1)]
+    assert sorted(int(count) for _, _, count in counts) == [int(count) for _, _, count in counts]
+
+
+def test_tuned_meanwhile(host: Host) -> None:
+    """Swappiness is 1 while it runs, and what it was before afterwards."""
+    setting = Path("/proc/sys/vm/swappiness")
+    before = setting.read_text()
+    running = host.pyvmm(
+        "bench", "--tune", "--runs", "1", "--warmup", "0", *SMALL, SHELL, "--", "sleep", "2"
+    )
+    deadline = time.monotonic() + 60
+    while setting.read_text() == before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (setting.read_text(), before) == ("1\n", "60\n")
+    assert running.finish().code == 0
+    assert setting.read_text() == before
 
 
 PLUGIN = """
