@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Commands by their first word, and the module that has them.
 MORE = {
+    "doctor": "doctor",
     "image": "image_commands",
     "kernel": "kernel_commands",
     "bench": "benchmark.commands",
@@ -259,24 +260,6 @@ def _output(word: str) -> tuple[str, str]:
     return guest, host
 
 
-def _doctor(a: Values) -> int:
-    from . import doctor
-
-    if a.kvm_linux:
-        reason = doctor.why_not_linux()
-        if reason:
-            say(reason)
-        return 1 if reason else 0
-    failed = False
-    for check in doctor.checks():
-        failed |= bool(check.trouble) and check.needed
-        fact = f": {check.trouble or check.fact}" if check.trouble or check.fact else ""
-        print(f"{'✗' if check.trouble else '✓'} {check.name}{fact}")
-        if check.trouble and check.mend:
-            print(f"    mend: {check.mend}")
-    return 1 if failed else 0
-
-
 IMAGE_LIMIT = Option(
     "--image-limit", "NAME=VALUE", "size, ratio, layers, entries, path or config; as size=4G",
     many=True,
@@ -338,11 +321,5 @@ COMMANDS = (
         ),
         words="[--] [program …]",
         rest=True,
-    ),
-    Command(
-        "doctor",
-        "Say what this host lacks, and the mend.",
-        _doctor,
-        (Option("--kvm-linux", "", "only: exit 0 if KVM here can run Linux, else 1", False),),
     ),
 )  # fmt: skip

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from fcntl import ioctl
 
 from . import boot, cpu, layout, walls
+from .arguments import Command, Option, Values
+from .cli import say
 from .errors import HostError, PyvmmError
 from .host import open_kvm
 from .kvm import Kvm
@@ -144,3 +146,29 @@ def _directory(path: str) -> Check:
         why = f"{path}: {e.strerror}"
         return Check("temporary files", trouble=why, mend="set TMPDIR to another directory")
     return Check("temporary files", path)
+
+
+def _doctor(a: Values) -> int:
+    if a.kvm_linux:
+        reason = why_not_linux()
+        if reason:
+            say(reason)
+        return 1 if reason else 0
+    failed = False
+    for check in checks():
+        failed |= bool(check.trouble) and check.needed
+        fact = f": {check.trouble or check.fact}" if check.trouble or check.fact else ""
+        print(f"{'✗' if check.trouble else '✓'} {check.name}{fact}")
+        if check.trouble and check.mend:
+            print(f"    mend: {check.mend}")
+    return 1 if failed else 0
+
+
+COMMANDS = (
+    Command(
+        "doctor",
+        "Say what this host lacks, and the mend.",
+        _doctor,
+        (Option("--kvm-linux", "", "only: exit 0 if KVM here can run Linux, else 1", False),),
+    ),
+)  # fmt: skip

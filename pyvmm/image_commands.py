@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from .oci.reference import parse_name, parse_reference
 from .oci.save import FORMATS, save
 from .oci.store import Name, Store
 from .progress import display, quantity, short
+from .whole_file import whole_file
 
 
 def _pull(a: Values) -> int:
@@ -159,28 +159,13 @@ def _save(a: Values) -> int:
 
 @contextmanager
 def _output(path: str) -> Iterator[BinaryIO]:
-    """A file that has its name once it is complete; pipes and devices are written as they are."""
     if path == "-":
         if not sys.stdout or sys.stdout.isatty():
             raise UsageError("an archive is nothing for a terminal: give a FILE, or redirect")
         yield sys.stdout.buffer
         return
-    path = os.path.realpath(path)
-    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-        with open(path, "wb") as file:
-            yield file
-        return
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        with open(part, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(part, path)
-    except BaseException:
-        if os.path.exists(part):
-            os.unlink(part)
-        raise
+    with whole_file(path) as file:
+        yield file
 
 
 def _words(a: Values, *names: str) -> list[str]:

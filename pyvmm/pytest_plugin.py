@@ -101,9 +101,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     report = session.config.stash.get(_REPORT, None)
     if path and report:
         from .benchmark.export import export
+        from .whole_file import write_text
 
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(export(report, "pytest-benchmark"))
+        write_text(path, export(report, "pytest-benchmark"))
 
 
 def _options(request: pytest.FixtureRequest) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ..arguments import Command, Option, Values
 from ..cli import VM_OPTIONS, say, vm_options
 from ..errors import BenchmarkError, PyvmmError, UsageError, printable
 from ..options import Options
+from ..whole_file import write_text
 from . import bars, export, plot
 from .api import prepared, two
 from .model import Benchmark, Mode, Report
@@ -97,7 +98,7 @@ def _deliver(a: Values, report: Report, text: str = "") -> int:
         parts.append((path, partial(export.export, report, name)))
     for place, make in parts:
         if place:
-            code = _write(place, make) or code
+            code = _attempt(place, partial(_make, place, make)) or code
     if a.plot:
         code = _attempt(a.plot, lambda: plot.plot(report, a.plot)) or code
     if "-" not in [place for place, _ in parts]:
@@ -183,29 +184,19 @@ def _check_place(path: str) -> None:
         raise UsageError(f"{path}: cannot be written")
 
 
-def _write(path: str, make: Callable[[], str]) -> int:
-    def write() -> None:
-        text = make()
-        if path == "-":
-            sys.stdout.write(text)
-            return
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-
-    return _attempt(path, write)
+def _make(path: str, make: Callable[[], str]) -> None:
+    write_text(path, make())
 
 
 def _attempt(path: str, act: Callable[[], object]) -> int:
     """Do it, or say why not. Returns the exit code."""
     try:
         act()
-    except BrokenPipeError:
-        raise
-    except OSError as e:
-        say(f"{path}: cannot be written: {e.strerror}")
-        return PyvmmError.exit_code
-    except PyvmmError as e:
+    except BenchmarkError as e:  # which does not know the file
         say(f"{path}: {e}")
+        return e.exit_code
+    except PyvmmError as e:
+        say(str(e))
         return e.exit_code
     return 0
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from ..arguments import Command, Option, Values
 from ..cli import say
 from ..errors import BenchmarkError, PyvmmError, UsageError
+from ..whole_file import write_text
 from . import github
 from .compare import CONFIDENCE, THRESHOLD, Thresholds, compare, duet
 from .comparison import Comparison
@@ -46,7 +47,7 @@ def _deliver(found: Comparison, a: Values, environment: Mapping[str, str]) -> No
     in_actions = environment.get("GITHUB_ACTIONS") == "true"
     for path, text in ((a.json, found.to_json()), (a.markdown, github.markdown(found))):
         if path and path != "-":
-            _write(path, text)
+            write_text(path, text)
     with _no_commands(in_actions):
         if a.json == "-":
             sys.stdout.write(found.to_json())
@@ -61,7 +62,7 @@ def _deliver(found: Comparison, a: Values, environment: Mapping[str, str]) -> No
     for line in github.annotate(found):
         print(line)
     if summary := environment.get("GITHUB_STEP_SUMMARY"):
-        _write(summary, github.markdown(found), "a")
+        _append(summary, github.markdown(found))
 
 
 @contextmanager
@@ -99,9 +100,9 @@ def _thresholds(words: list[str]) -> Thresholds:
     return Thresholds(default, metrics)
 
 
-def _write(path: str, text: str, mode: str = "w") -> None:
+def _append(path: str, text: str) -> None:
     try:
-        with open(path, mode, encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(text)
     except OSError as e:
         raise PyvmmError(f"{path}: cannot be written: {e.strerror}") from None

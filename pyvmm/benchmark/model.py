@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 from ..errors import BenchmarkError
+from ..whole_file import write_text
 
 FORMAT = "pyvmm-benchmark"
 VERSION = 1
@@ -117,9 +118,8 @@ class Report:
         return json.dumps({"format": FORMAT, "version": VERSION} | asdict(self), indent=1) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file. Raises OSError."""
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(self.to_json())
+        """Write the file. Raises PyvmmError."""
+        write_text(os.fspath(path), self.to_json())
 
     @classmethod
     def from_json(cls, text: str | bytes, name: str = "report") -> Self:

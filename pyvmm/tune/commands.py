@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from typing import Any
 
 from ..arguments import Command, Option, Values
 from ..cli import say
-from ..errors import PyvmmError, UsageError
+from ..errors import UsageError
+from ..whole_file import write_text
 from . import session
 from .checks import Check, checks
 
@@ -21,7 +21,7 @@ def _tune(a: Values) -> int:
         return _change(a)
     found = list(checks())
     if a.json:
-        _write(a.json, [asdict(check) for check in found])
+        write_text(a.json, _json([asdict(check) for check in found]))
     if a.json != "-":
         print(table(found))
     return 0
@@ -30,7 +30,7 @@ def _tune(a: Values) -> int:
 def _change(a: Values) -> int:
     changed, notes = session.apply() if a.apply else session.restore()
     if a.json:
-        _write(a.json, {"changed": changed, "notes": notes})
+        write_text(a.json, _json({"changed": changed, "notes": notes}))
     if a.json != "-":
         for line in changed or ["nothing to change" if a.apply else "nothing to put back"]:
             print(line)
@@ -52,16 +52,8 @@ def table(found: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def _write(path: str, what: Any) -> None:
-    text = json.dumps(what, indent=2) + "\n"
-    if path == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as e:
-        raise PyvmmError(f"{path}: cannot be written: {e.strerror}") from None
+def _json(what: Any) -> str:
+    return json.dumps(what, indent=2) + "\n"
 
 
 COMMANDS = (
