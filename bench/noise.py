@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Duets on a host that is made noisy: alarms where there is no difference, and a true 3 % found.
 
-    python3 bench/noise.py [DUETS] [PAIRS]
+    python3 bench/noise.py [EQUAL [DIFFERENT [PAIRS]]]
 
 Prints a line for each duet, then how many of the equal ones raised an alarm and how many of the
 others were found. The noise is a process that takes CPU and caches for random times.
@@ -19,21 +19,23 @@ from pyvmm.benchmark.statistics import Ratio, differs, paired_ratio
 from pyvmm.options import Options
 
 VM: Options = {"memory": "96M", "kernel": "minimal"}
+DEFAULTS = "20", "20", "120"
 BURST, REST = 0.002, 0.03  # seconds at most that the noise works, and rests
 
 
 def main() -> None:
-    duets, pairs = (int(word) for word in (*sys.argv[1:], "20", "120")[:2])
+    words = (*sys.argv[1:], *DEFAULTS[len(sys.argv) - 1 :])
+    equal, different, pairs = (int(word) for word in words)
     noise = multiprocessing.Process(target=disturb, daemon=True)
     noise.start()
     try:
         work = amount(VM)
         more = round(work * (1 + MORE))
-        alarms = sum(found("equal", work, work, pairs) for _ in range(duets))
-        seen = sum(found(f"{MORE:.0%} more", work, more, pairs) for _ in range(duets))
+        alarms = sum(found("equal", work, work, pairs) for _ in range(equal))
+        seen = sum(found(f"{MORE:.0%} more", work, more, pairs) for _ in range(different))
     finally:
         noise.kill()
-    print(f"{duets} duets of {pairs} pairs each: {alarms} alarms among equals, {seen} found")
+    print(f"of {pairs} pairs: {alarms} alarms in {equal} equals, {seen} of {different} found")
 
 
 def found(what: str, old: int, new: int, pairs: int) -> bool:
