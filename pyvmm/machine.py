@@ -70,6 +70,8 @@ class Machine:
         """When the program that asked for the run had begun (CLOCK_MONOTONIC), if it matters."""
         self.bars = False
         """Whether an image's pull is shown on stderr if that is a terminal, not by ``progress``."""
+        self.digest = ""
+        """The digest of the image's manifest, once started."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -105,6 +107,7 @@ class Machine:
                 )
 
             def prepare(image: Image) -> None:
+                self.digest = image.digest
                 self._plan = plan.make(config, placed, image, self._progress)
                 fds["base"] = self._open_base(image)
 

@@ -71,6 +71,8 @@ def duet(
     *,
     pairs: int = 20,
     warmup: int = 1,
+    until_ci: float | None = None,
+    max_runs: int = 100,
     mode: Mode = "same-vm",
     at_once: bool = False,
     adapter: str | None = None,
@@ -90,7 +92,8 @@ def duet(
     schedule = Schedule(
         runs=pairs,
         warmup=warmup,
-        max_runs=max(pairs, Schedule.max_runs),
+        until_ci=until_ci,
+        max_runs=max(pairs, max_runs),
         mode=mode,
         main=main,
         adapter=adapter,

@@ -142,6 +142,8 @@ class Trial:
         )
 
     def _check(self, result: Result, what: str) -> None:
+        if self._machine and self._machine.digest != self.benchmark.digest:
+            raise BenchmarkError(f"{what}: the image has changed meanwhile: {self._machine.digest}")
         if result.failure:
             raise BenchmarkError(f"{what}: {result.failure}")
         if result.timed_out:

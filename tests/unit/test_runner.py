@@ -28,7 +28,7 @@ class Fake:
     """Machines whose runs' results are a script's; an exception in it is raised."""
 
     def __init__(self, script: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.script, self.made = script, 0
+        self.script, self.made, self.digest = script, 0, ""
         monkeypatch.setattr(module, "Machine", self.machine)
 
     def machine(self, *_words: object, **_options: object) -> Any:
@@ -68,6 +68,14 @@ def test_warm_ups_do_not_count(mode: str, machines: int, monkeypatch: pytest.Mon
     assert times(runner) == [[[1], [2]]]
     assert [run.warmup for run in runner.report.benchmarks[0].runs] == [True, False, False]
     assert fake.made == machines
+
+
+def test_another_image_under_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake([result(1)], monkeypatch)
+    fake.digest = "sha256:1"
+    with pytest.raises(BenchmarkError) as error:
+        start().run()
+    assert str(error.value) == "run 1 of a: the image has changed meanwhile: sha256:1"
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143), BenchmarkError("no")])
