@@ -26,7 +26,9 @@ from .test_compare import report, series, steady
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-EXAMPLES = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/ci.md").read_text(encoding="utf-8"), re.DOTALL)
+EXAMPLES = re.findall(
+    r"```yaml\n(.*?)```", (ROOT / "docs/ci.md").read_text(encoding="utf-8"), re.DOTALL
+)
 yaml = pytest.importorskip("ruamel.yaml", reason="no ruamel.yaml: pip install 'pyvmm[dev]'")
 
 BENCH = """#!{python}
