@@ -17,7 +17,6 @@ What ``benchmark_vm`` has measured is shown at the end as pytest-benchmark does,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +33,14 @@ _REPORT = pytest.StashKey["Report"]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
-    path = config.getoption("benchmark_vm_json")
-    place = path and (path if os.path.exists(path) else os.path.dirname(path) or ".")
-    if place and (os.path.isdir(path) or not os.access(place, os.W_OK)):
-        raise pytest.UsageError(f"--benchmark-vm-json {path}: cannot be written")
+    if path := config.getoption("benchmark_vm_json"):
+        from .errors import UsageError
+        from .whole_file import check_writable
+
+        try:
+            check_writable(path)
+        except UsageError as e:
+            raise pytest.UsageError(f"--benchmark-vm-json {e}") from None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

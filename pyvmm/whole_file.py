@@ -9,7 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from .errors import PyvmmError
+from .errors import PyvmmError, UsageError
+
+
+def check_writable(path: str) -> None:
+    """Refuse, by UsageError, what write_text() could not write: before the work, not after it.
+
+    A file that is there is replaced, so its directory must be writable, too.
+    """
+    target = os.path.realpath(path)
+    needed = [target] if os.path.exists(target) else []
+    if not needed or os.path.isfile(target):
+        needed.append(os.path.dirname(target))
+    if os.path.isdir(target) or not all(os.access(each, os.W_OK) for each in needed):
+        raise UsageError(f"{path}: cannot be written")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +11,7 @@ from ..arguments import Command, Option, Values
 from ..cli import VM_OPTIONS, say, vm_options
 from ..errors import BenchmarkError, PyvmmError, UsageError, printable
 from ..options import Options
-from ..whole_file import write_text
+from ..whole_file import check_writable, write_text
 from . import bars, export, plot
 from .api import prepared, two
 from .model import Benchmark, Mode, Report
@@ -173,15 +172,9 @@ def _check_places(a: Values) -> None:
         raise UsageError("one thing only can be written to stdout (-)")
     for path in (*paths, a.plot):
         if path not in (None, "-"):
-            _check_place(path)
+            check_writable(path)
     if a.plot:
         plot.check(a.plot)
-
-
-def _check_place(path: str) -> None:
-    place = os.path.dirname(path) or "."
-    if os.path.isdir(path) or not os.access(path if os.path.exists(path) else place, os.W_OK):
-        raise UsageError(f"{path}: cannot be written")
 
 
 def _make(path: str, make: Callable[[], str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm import cli
 from pyvmm.errors import HostError, UsageError
 from pyvmm.tune import commands, journal, session
 from pyvmm.tune.journal import Busy, Journal
@@ -364,6 +365,10 @@ def test_a_damaged_one(host: HostTree, text: str) -> None:
         f"journal: is damaged, and was moved to the same name with .damaged ({host.path}/{JOURNAL})"
     ]
     assert host.ours() == ["tune.journal.damaged", "tune.lock"]
+
+
+def test_every_command_looks_for_the_same_file() -> None:
+    assert f"/{JOURNAL}" == cli.UNDONE
 
 
 def test_looking_imports_nothing() -> None:
