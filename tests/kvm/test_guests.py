@@ -175,7 +175,7 @@ class TestStop:
             assert guest.console == b"!" * running
             begin = time.monotonic()
             lib.vm_stop(guest.core)
-            assert time.monotonic() - begin < 2
+            assert time.monotonic() - begin < 30
             report = guest.report()
         assert report["end"] == "stopped"
         assert report["exits"]["serial"] == running
@@ -187,7 +187,7 @@ class TestStop:
             time.sleep(0.05)
             begin = time.monotonic()
             lib.vm_stop(guest.core)
-            assert time.monotonic() - begin < 2
+            assert time.monotonic() - begin < 30
             assert guest.report()["end"] == "stopped"
 
     def test_while_it_exits_all_the_time(self, kvm_fd):
@@ -198,7 +198,7 @@ class TestStop:
             time.sleep(0.05)
             begin = time.monotonic()
             lib.vm_stop(guest.core)
-            assert time.monotonic() - begin < 2
+            assert time.monotonic() - begin < 30
             report = guest.report()
         assert report["exits"]["pio"] > 0
 

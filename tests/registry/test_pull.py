@@ -275,7 +275,7 @@ def test_resumed(how: str, front: Front, store: Store, tmp_path: Path) -> None:
     begun = time.monotonic()
     process.send_signal(signal.Signals[f"SIG{how}"])
     process.communicate()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60
     there = partial(store)
     assert set(there) == set(layers)
     count = len(front.requests)

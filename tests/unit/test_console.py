@@ -63,7 +63,7 @@ def test_nobody_waits_for_one_who_does_not_read(flags: int) -> None:
         live.copy()
     assert time.monotonic() - begin < PATIENCE
     live.finish()
-    assert PATIENCE <= time.monotonic() - begin < 3 * PATIENCE
+    assert PATIENCE <= time.monotonic() - begin < 60
     assert (len(os.read(ours, 1 << 20)), live.fd >= 0) == (room, True)
     live.finish()  # it reads again
     assert len(os.read(ours, 1 << 20)) == min(total - room, room)
