@@ -1,4 +1,7 @@
-/* The ways a run ends early: one line on the console, FAILED to the host if it listens, reset. */
+/*
+ * The ways a run or a session ends early: FAILED to the host if it listens, and for PID 1, whose
+ * end is the machine's, one line on the console.
+ */
 #include <stdarg.h>
 
 #include "init.h"
@@ -76,6 +79,20 @@ void log_line(const char *what, long err)
 	console_write(buf);
 }
 
+/*
+ * A session's process stays for what its program has left running: init would count it as its own
+ * program's.
+ */
+void process_end(void)
+{
+	if (sys_getpid() == 1)
+		host_reset();
+	while (sys_wait4(-1, NULL, 0, NULL) > 0)
+		;
+	sys_exit_group(0);
+	__builtin_unreachable();
+}
+
 /* The parts of the message end with a NULL. */
 void fail(uint32_t code, const char *part, ...)
 {
@@ -90,9 +107,10 @@ void fail(uint32_t code, const char *part, ...)
 	for (; part; part = va_arg(parts, const char *))
 		text_add(&t, part);
 	va_end(parts);
-	console_write(payload.text);
+	if (sys_getpid() == 1)
+		console_write(payload.text);
 	if (proto_fd < 0)
-		host_reset();
+		process_end();
 	proto_send(FRAME_FAILED, 0, &payload, sizeof(payload.code) + t.len);
 	proto_finish();
 }

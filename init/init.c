@@ -39,7 +39,7 @@ void init_main(void)
 	uint64_t init_ns = clock_ns();
 	struct config config = {0};
 	struct user user;
-	uint32_t length;
+	struct frame opening;
 	char *data;
 
 	host_open_ports();
@@ -53,8 +53,10 @@ void init_main(void)
 	proto_fd = host_connect();
 	proto_hello(init_ns);
 	boot_disk();
-	data = proto_read_config(&length);
-	config_parse(&config, data, length);
+	data = proto_read_opening(&opening);
+	if (opening.type != FRAME_CONFIG)
+		proto_broken("the first frame is no CONFIG");
+	config_parse(&config, data, opening.length);
 	if (config.clock_ns)
 		clock_set(config.clock_ns);
 

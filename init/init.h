@@ -51,10 +51,11 @@ void text_add_number(struct text *t, uint64_t n);
 uint64_t clock_ns(void);
 void *mem_alloc(size_t size);
 
-/* fail.c: what ends a run early */
+/* fail.c: what ends a run or a session early */
 void log_line(const char *what, long err);
 _Noreturn void fail(uint32_t code, const char *part, ...);
 _Noreturn void fail_errno(uint32_t code, const char *what, long err);
+_Noreturn void process_end(void);
 const char *errno_text(long err);
 
 /* proto.c: frames */
@@ -77,6 +78,10 @@ enum host_frame_type {
 	FRAME_STDIN,
 	FRAME_KILL,
 	FRAME_AGAIN,
+	FRAME_RESIZE,
+	FRAME_GET,
+	FRAME_PUT,
+	FRAME_PROBE,
 };
 
 #define FRAME_MAX     65536u
@@ -96,7 +101,8 @@ struct frame {
 extern int proto_fd;
 void proto_send(uint16_t type, uint16_t index, const void *payload, uint32_t length);
 void proto_hello(uint64_t init_ns);
-char *proto_read_config(uint32_t *length);
+char *proto_read_opening(struct frame *head);
+const uint8_t *proto_read_frame(struct frame *head);
 _Noreturn void proto_finish(void);
 _Noreturn void proto_broken(const char *why);
 
@@ -175,6 +181,10 @@ void pump_run(const struct program *p, struct exit_report *r);
 void pump_wait_again(void);
 void files_send(const struct config *c);
 void files_remove(const struct config *c);
+
+/* tree.c: files to and from the host, in a session's process; END is not theirs to send */
+void tree_get(const uint8_t *payload, uint32_t length);
+void tree_put(const uint8_t *payload, uint32_t length);
 
 _Noreturn void init_main(void);
 

@@ -2,7 +2,7 @@
 #include "init.h"
 #include "sys.h"
 
-#define PROTOCOL_VERSION 1
+#define PROTOCOL_VERSION 2
 #define CPU_MASK_BYTES	 1024
 
 int proto_fd = -1;
@@ -74,19 +74,38 @@ void proto_hello(uint64_t init_ns)
 	proto_send(FRAME_HELLO, 0, &hello, sizeof(hello));
 }
 
-char *proto_read_config(uint32_t *length)
+static void proto_read_head(struct frame *head)
 {
-	struct frame head;
-	char *data;
+	uint32_t max;
 
-	proto_read(&head, sizeof(head));
-	if (head.type != FRAME_CONFIG || head.length > CONFIG_MAX)
-		proto_broken("the first frame is no CONFIG");
-	/* One byte more, so that an empty CONFIG is a mapping too. */
-	data = mem_alloc((size_t)head.length + 1);
-	proto_read(data, head.length);
-	*length = head.length;
-	return data;
+	proto_read(head, sizeof(*head));
+	max = head->type == FRAME_CONFIG ? CONFIG_MAX : FRAME_MAX;
+	if (head->length > max)
+		proto_broken("a frame is too long");
+}
+
+/* The first frame after HELLO, kept for good. One byte more, so that an empty one is a mapping too.
+ */
+char *proto_read_opening(struct frame *head)
+{
+	char *payload;
+
+	proto_read_head(head);
+	payload = mem_alloc((size_t)head->length + 1);
+	proto_read(payload, head->length);
+	return payload;
+}
+
+/* A later one: its payload is good until the next call. */
+const uint8_t *proto_read_frame(struct frame *head)
+{
+	static uint8_t payload[FRAME_MAX];
+
+	proto_read_head(head);
+	if (head->type == FRAME_CONFIG)
+		proto_broken("an unexpected frame");
+	proto_read(payload, head->length);
+	return payload;
 }
 
 /* After a failure. The host may take its time with what it has: it closes when it is done. */
@@ -97,5 +116,5 @@ void proto_finish(void)
 	proto_send(FRAME_END, 0, NULL, 0);
 	while (sys_read(proto_fd, buf, sizeof(buf)) > 0)
 		;
-	host_reset();
+	process_end();
 }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-VERSION = 1
+VERSION = 2
 PORT = 1024
 MAX_FRAME = 65536
 HEADER = struct.Struct("<IHH")

@@ -125,7 +125,7 @@ def said(text: bytes, contents: bytes | None = None, start: int = 50, code: int 
     )  # fmt: skip
 
 
-GREETING = frame(HELLO, struct.pack("<IIQQ", 1, 2, 11, 500 << 20))
+GREETING = frame(HELLO, struct.pack("<IIQQ", 2, 2, 11, 500 << 20))
 
 
 class TestAgain:

@@ -312,7 +312,7 @@ def test_order_of_frames(run) -> None:
     assert r.console == ""
     version, cpus, init_ns, memory = struct.unpack("<IIQQ", r.of(HELLO)[0])
     start_ns = struct.unpack("<Q", r.of(STARTED)[0])[0]
-    assert version == 1
+    assert version == 2
     assert cpus == len(os.sched_getaffinity(0))
     assert memory > 1 << 20
     assert init_ns < start_ns < r.exit["end_ns"] < time.clock_gettime_ns(time.CLOCK_BOOTTIME)

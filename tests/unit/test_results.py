@@ -13,7 +13,7 @@ from pyvmm.errors import GuestError
 from pyvmm.exchange import frame
 from pyvmm.results import Session, Usage
 
-HELLO = frame(results.HELLO, struct.pack("<IIQQ", 1, 2, 111, 500 << 20))
+HELLO = frame(results.HELLO, struct.pack("<IIQQ", 2, 2, 111, 500 << 20))
 STARTED = frame(results.STARTED, struct.pack("<Q", 222))
 COUNTS = tuple(range(1, 11))
 EXIT = frame(
@@ -214,10 +214,10 @@ class TestHostileFrames:
     def test_unknown_type(self, kind):
         self.refuse(HELLO + frame(kind), f"unknown frame type {kind}")
 
-    @pytest.mark.parametrize("version", [0, 2, 0xFFFFFFFF])
+    @pytest.mark.parametrize("version", [0, 1, 0xFFFFFFFF])
     def test_other_version(self, version):
         hello = frame(results.HELLO, struct.pack("<IIQQ", version, 1, 0, 0))
-        self.refuse(hello, f"speaks protocol {version}, not 1")
+        self.refuse(hello, f"speaks protocol {version}, not 2")
 
     @pytest.mark.parametrize(
         ("kind", "size"),
