@@ -1,0 +1,333 @@
+"""The caller's half of a machine's vsock: connections to the guest, and from it.
+
+The device is the worker's, which opens nothing by path: what is to be a connection of the guest's
+is made here and handed over, a descriptor each, by messages over the **switch channel**. What is
+said on a connection never passes through Python.
+
+A thread (loop.py) is there only once there is something to listen on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import time
+import weakref
+from socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SOCK_SEQPACKET, SOCK_STREAM
+from tempfile import TemporaryDirectory
+from threading import Lock
+
+from .loop import BATCH, Loop
+
+TYPE_CHECKING = False  # see record.py
+if TYPE_CHECKING:
+    import _socket
+
+    from .loop import Handler
+    from .names import Claim
+
+MESSAGE = struct.Struct("<IIII")  # op, a, b, flags
+CONNECT, LISTEN, UNLISTEN, ACCEPT, REFUSE, RESET = range(1, 7)
+ASKED = 1
+QUIET, SEQPACKET = 1, 2
+EVERY_PORT = 0xFFFFFFFF
+
+BACKLOG = 4096  # which the host's somaxconn may lower
+LINE = 32  # bytes of `CONNECT <port>` or `OK <port>` at most, with the newline
+PATIENCE = 5.0  # seconds for the worker to take a message
+RETRY = 0.01
+
+
+class Vsock:
+    """A machine's vsock (``machine.vsock``). Its methods may be called from any thread."""
+
+    def __init__(self, channel: _socket.socket) -> None:
+        """``channel`` is the caller's end of the switch channel, and closed with this."""
+        self._channel = socket.socket(fileno=channel.detach())
+        self._lock = Lock()
+        self._loop: Loop | None = None
+        self._listeners: dict[int, Listener] = {}
+        self._served = ""  # the path that serve() was given
+        self._started = self._closed = False
+        self._waiting: list[Handler] = []
+        self._ends: list[Handler] = []
+
+    def connect(self, port: int, *, timeout: float = 5.0, kind: int = SOCK_STREAM) -> socket.socket:
+        """Connect to a port of the guest's; ``kind`` may be SOCK_SEQPACKET.
+
+        Returns a Unix socket that is the connection. Raises ConnectionRefusedError if nobody in the
+        guest listens there, or the machine has ended; TimeoutError after ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        ours, theirs = socket.socketpair(AF_UNIX, kind)
+        answer = Line()
+        try:
+            with theirs:
+                self.hand_over(theirs, port, quiet=False, timeout=timeout)
+            while not answer.whole:
+                ours.settimeout(max(0.001, deadline - time.monotonic()))
+                answer.take(ours)
+        except TimeoutError:
+            ours.close()
+            raise TimeoutError(
+                errno.ETIMEDOUT, f"vsock port {port}: no answer within {timeout:g} s"
+            ) from None
+        except (ConnectionError, EOFError, ValueError):
+            ours.close()
+            raise ConnectionRefusedError(
+                errno.ECONNREFUSED, f"vsock port {port}: nobody in the guest listens there"
+            ) from None
+        ours.settimeout(None)
+        return ours
+
+    def listen(self, port: int, *, kind: int = SOCK_STREAM) -> socket.socket:
+        """Listen on a port of the host's for the guest; ``kind`` may be SOCK_SEQPACKET.
+
+        Returns a listening Unix socket: its accept() gives the guest's connections, and fails with
+        EINVAL once the machine has ended. Raises OSError (EADDRINUSE) if it is listened on already.
+        """
+        if not 0 <= port < EVERY_PORT:
+            raise ValueError(f"vsock port {port}: must be 0 to {EVERY_PORT - 1}")
+        self.loop()
+        with self._lock:
+            if port in self._listeners:
+                if self._listeners[port].open:
+                    raise OSError(errno.EADDRINUSE, f"vsock port {port}: listened on already")
+                self._listeners.pop(port).end()
+            sock = socket.socket(AF_UNIX, kind)
+            try:
+                self._listeners[port] = Listener(sock)
+            except OSError:
+                sock.close()
+                raise
+        self.send(LISTEN, port)
+        return sock
+
+    def serve(self, path: str | Claim) -> None:
+        """Let programs connect by a Unix socket, as Firecracker does (vsock_server.py).
+
+        Raises HostError if ``path`` cannot be had.
+        """
+        from .vsock_server import Server
+
+        server = Server(self, path)
+        self._served = server.path
+        self._ends.append(server.end)
+        self.send(LISTEN, EVERY_PORT)
+        self.when_started(server.begin)
+
+    def reset(self) -> None:
+        """Drop every connection and have the guest's driver start over (Virtio 1.2 §5.10.6.7)."""
+        self.send(RESET)
+
+    def close(self) -> None:
+        """End the thread and all listening. The connections stay, as long as the machine does."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            self._channel.shutdown(socket.SHUT_RDWR)  # wakes whoever waits to send
+        except OSError:
+            pass  # the worker has gone
+        if self._loop:
+            self._loop.close()
+        self._channel.close()
+        self._end()
+
+    # ---- for what is built on it ----
+
+    def loop(self) -> Loop:
+        """The thread, started if it is not there yet. Raises ConnectionError after close()."""
+        with self._lock:
+            if self._closed:
+                raise _gone()
+            if not self._loop:
+                self._loop = loop = Loop("pyvmm-switch")
+                loop.call(lambda: loop.watch(self._channel, self._heard))
+            return self._loop
+
+    def started(self) -> None:
+        """The guest's agent is there: begin with what when_started() has put off."""
+        with self._lock:
+            self._started, waiting = True, self._waiting
+            self._waiting = []
+        for function in waiting:
+            assert self._loop
+            self._loop.call(function)
+
+    def when_started(self, function: Handler) -> None:
+        """Have ``function`` called in the thread, but not before the guest's agent is there."""
+        loop = self.loop()
+        with self._lock:
+            if not self._started:
+                self._waiting.append(function)
+                return
+        loop.call(function)
+
+    def hand_over(
+        self, sock: socket.socket, port: int, *, quiet: bool = True, timeout: float = PATIENCE
+    ) -> None:
+        """Have the device join a copy of ``sock`` with a connection to the guest's port, or close
+        it if there is none to be had. It is told ``OK <host port>`` first, unless ``quiet``.
+        """
+        flags = QUIET * quiet | SEQPACKET * (sock.type == SOCK_SEQPACKET)
+        self.send(CONNECT, port, flags, sock, timeout)
+
+    def send(
+        self,
+        op: int,
+        a: int = 0,
+        flags: int = 0,
+        sock: socket.socket | None = None,
+        timeout: float = PATIENCE,
+    ) -> None:
+        """Send the worker a message. Raises ConnectionError if it has gone, or TimeoutError."""
+        message = MESSAGE.pack(op, a, 0, flags)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _number(sock))] if sock else []
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                self._channel.sendmsg([message], rights, MSG_DONTWAIT | MSG_NOSIGNAL)
+                return
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self._channel, select.POLLOUT)
+                poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            except OSError as e:
+                if e.errno != errno.ETOOMANYREFS:
+                    raise _gone() from None
+                time.sleep(RETRY)  # more descriptors are on their way than we may have open
+            if time.monotonic() >= deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "the machine's worker does not answer")
+
+    # ---- in the thread ----
+
+    def _heard(self) -> None:
+        """Take what the worker says, which a guest may have taken over."""
+        assert self._loop
+        for _ in range(BATCH):
+            try:
+                message = self._channel.recv(MESSAGE.size)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            if not message:
+                self._loop.stop()
+                self._end()
+                return
+            if len(message) == MESSAGE.size:
+                op, number, port, flags = MESSAGE.unpack(message)
+                if op == ASKED:
+                    self._asked(number, port, SOCK_SEQPACKET if flags & SEQPACKET else SOCK_STREAM)
+
+    def _asked(self, number: int, port: int, kind: int) -> None:
+        """The guest wants to connect: it gets what can be connected to at once, or a refusal."""
+        try:
+            sock = self._reach(port, kind)
+            if sock:
+                with sock:
+                    self.send(ACCEPT, number, sock=sock)
+            else:
+                self.send(REFUSE, number)
+        except OSError:
+            pass  # the worker's own loss
+
+    def _reach(self, port: int, kind: int) -> socket.socket | None:
+        with self._lock:
+            listener = self._listeners.get(port)
+            if listener and not listener.open:
+                self._listeners.pop(port).end()
+                self.send(UNLISTEN, port)
+            elif listener:
+                return _connected(listener.address, kind)
+        return _connected(f"{self._served}_{port}", kind) if self._served else None
+
+    def _end(self) -> None:
+        """Nothing will come from the guest any more."""
+        with self._lock:
+            ends, self._ends = self._ends, []
+            listeners, self._listeners = self._listeners, {}
+        for end in (*ends, *(listener.end for listener in listeners.values())):
+            end()
+
+
+class Listener:
+    """What listen() has given away, as the thread connects to it.
+
+    It is bound in a directory of our own that is gone at once, so that nobody else on this host can
+    connect to it and be taken for the guest; we can, by a descriptor of the name.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Binds ``sock``; whoever has it may close it."""
+        self._sock = weakref.ref(sock)
+        with TemporaryDirectory(prefix="pyvmm-") as directory:
+            place = os.open(directory, os.O_PATH | os.O_CLOEXEC)  # its path may be too long
+            try:
+                sock.bind(f"/proc/self/fd/{place}/s")
+            finally:
+                os.close(place)
+            self._name = os.open(os.path.join(directory, "s"), os.O_PATH | os.O_CLOEXEC)
+        self.address = f"/proc/self/fd/{self._name}"
+        sock.listen(BACKLOG)
+
+    @property
+    def open(self) -> bool:
+        """Whether whoever has the socket has not closed it."""
+        sock = self._sock()
+        return sock is not None and sock.fileno() >= 0
+
+    def end(self) -> None:
+        """Have accept() fail, and let go of the name."""
+        sock = self._sock()
+        if sock is not None and sock.fileno() >= 0:
+            sock.shutdown(socket.SHUT_RDWR)
+        os.close(self._name)
+
+
+class Line:
+    """A line that a peer sends in pieces, and not a byte of what comes after it."""
+
+    def __init__(self) -> None:
+        self._have = b""
+        self.whole = False
+
+    def take(self, sock: socket.socket) -> bytes:
+        """What there is of it now. Raises EOFError at the end of file, ValueError if too long."""
+        part = sock.recv(LINE - len(self._have), MSG_PEEK)
+        end = part.find(b"\n") + 1
+        if not part:
+            raise EOFError
+        self._have += sock.recv(end or len(part))
+        self.whole = bool(end)
+        if not end and len(self._have) == LINE:
+            raise ValueError("a line without end")
+        return self._have
+
+
+def _connected(address: str, kind: int) -> socket.socket | None:
+    """A socket that is connected at once, or none: nobody is there, or its backlog is full."""
+    try:
+        sock = socket.socket(AF_UNIX, kind)
+    except OSError:  # no descriptor left
+        return None
+    try:
+        sock.setblocking(False)
+        sock.connect(address)
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
+def _number(sock: socket.socket) -> bytes:
+    return struct.pack("i", sock.fileno())
+
+
+def _gone() -> ConnectionResetError:
+    return ConnectionResetError(errno.ECONNRESET, "the machine has ended")
