@@ -56,52 +56,52 @@ def command(subject: Subject) -> list[str]:
 def run(subject: Subject) -> Run:
     """Run /bin/true once."""
     begin = time.monotonic()
-    with _agent(subject, TRUE) as (process, agent):
-        _until_end(agent)
+    with agent(subject, TRUE) as (process, stream):
+        _until_end(stream)
         end = time.monotonic()
-        agent.close()
+        stream.close()
         process.wait(TIMEOUT)
         return Run(begin, end, time.monotonic())
 
 
 def output(subject: Subject, argv: Sequence[str]) -> str:
     """What a program says."""
-    with _agent(subject, argv) as (_, agent):
-        return _until_end(agent).decode()
+    with agent(subject, argv) as (_, stream):
+        return _until_end(stream).decode()
 
 
 @contextmanager
 def idle(subject: Subject) -> Iterator[int]:
     """Keep a guest that sleeps; gives the process id of its VMM."""
-    with _agent(subject, IDLE) as (process, agent):
+    with agent(subject, IDLE) as (process, stream):
         said: list[bytes] = []
         session = results.Session([], OUTPUT_LIMIT, said.append)
         while b"ready" not in b"".join(said):
-            session.feed(_receive(agent))
+            session.feed(_receive(stream))
         yield process.pid
 
 
-def _until_end(agent: socket.socket) -> bytes:
+def _until_end(stream: socket.socket) -> bytes:
     said: list[bytes] = []
     session = results.Session([], OUTPUT_LIMIT, said.append)
     while not session.end:
-        session.feed(_receive(agent))
+        session.feed(_receive(stream))
     assert session.finish().exit_code == 0, said
     return b"".join(said)
 
 
 @contextmanager
-def _agent(
+def agent(
     subject: Subject, argv: Sequence[str]
 ) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     """A QEMU whose guest's init has been told to run ``argv``."""
     with (
-        _listener() as listener,
+        listener(results.PORT) as listening,
         _process(subject) as process,
-        _accept(listener, process) as agent,
+        _accept(listening, process) as stream,
     ):
-        agent.sendall(_config(argv))
-        yield process, agent
+        stream.sendall(_config(argv))
+        yield process, stream
 
 
 def _config(argv: Sequence[str]) -> bytes:
@@ -119,12 +119,13 @@ def _config(argv: Sequence[str]) -> bytes:
     )
 
 
-def _listener() -> socket.socket:
-    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    listener.bind((socket.VMADDR_CID_ANY, results.PORT))
-    listener.listen(1)
-    listener.settimeout(TIMEOUT)
-    return listener
+def listener(port: int) -> socket.socket:
+    """Take the guests' connections to a port of their host."""
+    listening = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    listening.bind((socket.VMADDR_CID_ANY, port))
+    listening.listen()
+    listening.settimeout(TIMEOUT)
+    return listening
 
 
 @contextmanager
@@ -137,18 +138,18 @@ def _process(subject: Subject) -> Iterator[subprocess.Popen[bytes]]:
                 process.kill()
 
 
-def _accept(listener: socket.socket, process: subprocess.Popen[bytes]) -> socket.socket:
+def _accept(listening: socket.socket, process: subprocess.Popen[bytes]) -> socket.socket:
     try:
-        agent = listener.accept()[0]
+        stream = listening.accept()[0]
     except TimeoutError:
         code = process.poll()
         raise SystemExit(f"bench: the guest in QEMU did not connect (exit code {code})") from None
-    agent.settimeout(TIMEOUT)
-    return agent
+    stream.settimeout(TIMEOUT)
+    return stream
 
 
-def _receive(agent: socket.socket) -> bytes:
-    data = agent.recv(1 << 20)
+def _receive(stream: socket.socket) -> bytes:
+    data = stream.recv(1 << 20)
     if not data:
         raise SystemExit("bench: the guest in QEMU ended early")
     return data

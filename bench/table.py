@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MARKS = {True: "yes", False: "NO", None: ""}
-GROUPS = ("yardstick", "ms", "M instr", "exits", "memory", "disk", "image")
+GROUPS = ("yardstick", "ms", "M instr", "exits", "memory", "disk", "vsock", "image")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Row:
         if self.goal is None or (self.peer and self.peer_value is None):
             return None
         return value is not None and (value >= self.goal if self.more else value <= self.goal)
+
+    def told(self) -> str:
+        """As one line, while others are still measured."""
+        figure, unit, *numbers, met = _cells(self)
+        return " ".join((f"{figure}:", *(n for n in numbers if n), unit, met)).strip()
 
     def plain(self) -> dict[str, Any]:
         return asdict(self) | {"ratio": self.ratio, "met": self.met}
