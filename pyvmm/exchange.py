@@ -13,7 +13,7 @@ from .results import HEADER, MAX_FRAME, Session
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
     from _socket import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .config import Config
     from .console import Live
@@ -98,6 +98,8 @@ class Exchange:
         self._config, self._program, self._live = config, program, live
         self._outgoing = bytearray()
         self._configured = False
+        self.on_started: Callable[[], object] | None = None
+        """called when the program is let go"""
         self.closed = False
         """by the guest, before END"""
         self._begin()
@@ -135,6 +137,8 @@ class Exchange:
             now = time.monotonic()
             if phase == "boot" and session.started_ns is not None:
                 phase = "program"
+                if self.on_started:
+                    self.on_started()
                 deadline = now + config.timeout if config.timeout else None
             if phase == "program" and session.ended_ns is not None:
                 phase, ended = "files", now

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from _socket import socket, socketpair
+from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 
 from . import console, footprint, plan, timeline
 from .config import Config
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any, Self, Unpack
 
     from .options import Options
+    from .vsock import Vsock
 
 CONSOLE_TAIL = 4096  # characters of it in a Result or GuestError
 
@@ -63,6 +64,9 @@ class Machine:
         self._worker: WorkerProcess | None = None
         self._stopped = False
         self._results: socket | None = None
+        self._channel: socket | None = None
+        self._vsock: Vsock | None = None
+        self._agent_is_up = False
         self._console: console.Console | None = None
         self._live: console.Live | None = None
         self._times = {"begin": time.monotonic()}
@@ -124,6 +128,8 @@ class Machine:
                 footprint.limit(self._worker.cgroup, config, fds)
             self._results, guest_end = socketpair()
             fds["results"] = guest_end.detach()
+            self._channel, device_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
+            fds["vsock"] = device_end.detach()
             spec = self._plan.spec | {"console_size": console.SIZE, "port": PORT}
             self._worker.assign(spec, fds | {"ring": self._console.fd})
         except BaseException:
@@ -133,7 +139,25 @@ class Machine:
             for fd in fds.values():
                 os.close(fd)
         self._exchange = Exchange(self._results, config, self._plan.program, self._live)
+        self._exchange.on_started = self._on_started
         self._times["spawned"] = time.monotonic()
+
+    @property
+    def vsock(self) -> Vsock:
+        """Connections to the guest's programs, and from them; once started."""
+        if not self._vsock:
+            assert self._channel, "start() first"
+            from .vsock import Vsock
+
+            self._vsock = Vsock(self._channel)
+            if self._agent_is_up:
+                self._vsock.started()
+        return self._vsock
+
+    def _on_started(self) -> None:
+        self._agent_is_up = True  # first: see vsock
+        if self._vsock:
+            self._vsock.started()
 
     def _open_image(self) -> Image:
         config = self.config
@@ -239,7 +263,7 @@ class Machine:
                 # Reserved huge pages are few: they must be back when the next run looks for them.
                 self._worker.close(wait=self.config.hugepages is not None)
         finally:
-            for each in self._results, self._console, self._live:
+            for each in self._vsock, self._channel, self._results, self._console, self._live:
                 if each:
                     each.close()
 
