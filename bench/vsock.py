@@ -24,7 +24,7 @@ DIRECTIONS = {"send": "guest to host", "receive": "host to guest"}
 STREAMS = (1, 8)
 # MiB that take a second or so in the kvmbox.
 AMOUNTS = {
-    ("send", 4 << 10): 2, ("send", 64 << 10): 32, ("send", 1 << 20): 32,
+    ("send", 4 << 10): 4, ("send", 64 << 10): 32, ("send", 1 << 20): 32,
     ("receive", 4 << 10): 16, ("receive", 64 << 10): 32, ("receive", 1 << 20): 48,
 }  # fmt: skip
 ECHO = Order("echo", 1, 64, 200)

@@ -105,21 +105,17 @@ class Guest:
 
 def cpu(pid: int) -> dict[str, int]:
     """Nanoseconds that the threads of a VMM have run (Documentation/scheduler/sched-stats.rst)."""
-    tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    # The kernel's thread for vhost has the process id in its name.
-    tasks += [each.parent for each in Path("/proc").glob("[0-9]*/comm") if _is_vhost(each, pid)]
     found: dict[str, int] = {}
-    for task in tasks:
-        name = (task / "comm").read_text().strip().replace(f"-{pid}", "")
-        found[name] = found.get(name, 0) + int((task / "schedstat").read_text().split()[0])
+    # The kernel's thread for vhost is a process of its own, with the VMM's number in its name.
+    for task in (*Path(f"/proc/{pid}/task").iterdir(), *Path("/proc").glob("[0-9]*")):
+        try:
+            name = (task / "comm").read_text().strip()
+            if task.parent.name == "task" or name == f"vhost-{pid}":
+                ns = int((task / "schedstat").read_text().split()[0])
+                found[name.removesuffix(f"-{pid}")] = found.get(name, 0) + ns
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it has ended since
     return found
-
-
-def _is_vhost(comm: Path, pid: int) -> bool:
-    try:
-        return comm.read_text().strip() == f"vhost-{pid}"
-    except OSError:
-        return False  # it has ended since
 
 
 class Output:
