@@ -17,7 +17,9 @@ SOURCES = [
     "virtio_blk.c",
     "virtio_rng.c",
     "virtio_vsock.c",
+    "vsock_table.c",
     "vsock_conn.c",
+    "vsock_switch.c",
     "jail.c",
 ]
 

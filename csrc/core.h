@@ -37,6 +37,7 @@
 struct event {
 	int fd; /* -1: not in the loop */
 	uint32_t events;
+	uint32_t added; /* in which round of the loop */
 	void (*fn)(struct event *ev, uint32_t events);
 };
 
@@ -196,6 +197,7 @@ struct vm {
 	struct kvm_coalesced_mmio_ring *coalesced; /* NULL if KVM has none */
 	pthread_mutex_t coalesced_lock;
 	int epoll_fd, done_fd;
+	uint32_t round; /* of the loop */
 	struct event wake; /* ends the io thread */
 	struct filter filters[VM_THREAD_KINDS];
 	struct gate gate;

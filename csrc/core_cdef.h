@@ -65,6 +65,15 @@ int vm_add_rng(struct vm *vm);
 int vm_add_vsock(struct vm *vm, uint64_t guest_cid);
 int vm_device_queues(struct vm *vm, int slot);
 
+/* vsock's connections, and what each may hold of the guest's data that the host has not taken: the
+ * first that there are at a time, and the others. */
+enum {
+	VM_VSOCK_CONNS = 4096,
+	VM_VSOCK_LARGE = 64,
+	VM_VSOCK_LARGE_BUFFER = 1 << 20,
+	VM_VSOCK_SMALL_BUFFER = 1 << 16,
+};
+
 /* The devices' register pages, slot by slot: what the guest reads there, kept up to date. */
 void *vm_registers(struct vm *vm);
 int vm_wire_device(struct vm *vm, int slot, int irq_fd, const int *kick_fds);
@@ -72,6 +81,9 @@ int vm_wire_device(struct vm *vm, int slot, int irq_fd, const int *kick_fds);
 /* Offer host port `port` to the guest, once: its connection becomes the stream socket fd, which is
  * the core's from then: closed with the connection, at the latest in vm_free(). */
 int vm_offer_port(struct vm *vm, int slot, uint32_t port, int fd);
+/* Take what connects to the guest, and who listens for it, from this SOCK_SEQPACKET socket
+ * (vsock_switch.c), which is the core's from then. */
+int vm_set_switch(struct vm *vm, int slot, int fd);
 
 /* Have [host, host + size) come from this NUMA node and no other. Before it is touched. */
 int vm_bind_memory(void *host, uint64_t size, uint32_t node);

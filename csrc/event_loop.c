@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The io thread: one epoll set over the queues' ioeventfds and the devices' host descriptors.
+ * The io thread: one epoll set over the queues' ioeventfds and the devices' host descriptors. An
+ * event is where it is for as long as the VM.
  */
 #include <errno.h>
 #include <sys/epoll.h>
@@ -8,6 +9,8 @@
 #include <unistd.h>
 
 #include "core.h"
+
+#define MAX_EVENTS 32 /* a round */
 
 static void loop_wake(struct event *ev, uint32_t events)
 {
@@ -37,6 +40,7 @@ static int loop_control(struct vm *vm, int op, struct event *ev, uint32_t events
 
 int loop_add(struct vm *vm, struct event *ev, uint32_t events)
 {
+	ev->added = vm->round;
 	return loop_control(vm, EPOLL_CTL_ADD, ev, events);
 }
 
@@ -52,16 +56,19 @@ void loop_remove(struct vm *vm, struct event *ev)
 
 int vm_poll(struct vm *vm, int timeout_ms)
 {
-	/* One event a round: a handler may free what a later event of the same round points to. */
-	struct epoll_event e;
-	int n = epoll_wait(vm->epoll_fd, &e, 1, timeout_ms);
+	struct epoll_event all[MAX_EVENTS];
+	int n = epoll_wait(vm->epoll_fd, all, MAX_EVENTS, timeout_ms);
 
 	if (n < 0)
 		return errno == EINTR ? 0 : -errno;
-	if (n > 0) {
-		struct event *ev = e.data.ptr;
+	vm->round++;
+	for (int i = 0; i < n; i++) {
+		struct event *ev = all[i].data.ptr;
 
-		ev->fn(ev, e.events);
+		/* What an earlier handler of this round has closed, or put in its place, is not
+		 * meant: events stay where they are, what they stand for does not. */
+		if (ev->fd >= 0 && ev->added != vm->round)
+			ev->fn(ev, all[i].events);
 	}
 	return n;
 }

@@ -114,9 +114,14 @@ int jail_landlock(void)
 	return abi;
 }
 
+/* Where we may have less already, it stays at that. */
 int jail_limit(int resource, uint64_t limit)
 {
-	struct rlimit both = {limit, limit};
+	struct rlimit both;
 
+	if (getrlimit((__rlimit_resource_t)resource, &both))
+		return -errno;
+	both.rlim_max = MIN(limit, both.rlim_max);
+	both.rlim_cur = both.rlim_max;
 	return setrlimit((__rlimit_resource_t)resource, &both) ? -errno : 0;
 }

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * virtio-vsock (Virtio 1.2 §5.10): stream connections from the guest to ports that the host offers.
- * An offered port is a connected stream socket; when the guest asks for the port (REQUEST), the
- * socket and the guest's connection become one (vsock_conn.c).
+ * virtio-vsock (Virtio 1.2 §5.10): its queues, and which connection a packet is for.
  *
  * Connections with something to say stand in line for the RX queue. Replies that belong to no
  * connection (RST) wait in a short line of their own; while that is full the TX queue is not
@@ -10,13 +8,11 @@
  */
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "virtio_vsock.h"
 
 #define VIRTIO_ID_VSOCK 19
-#define TX_RESETS	(MAX_RESETS - MAX_PORTS) /* the rest is for the connections: one each */
-
-enum { QUEUE_RX = 0, QUEUE_TX = 1 };
 
 void vsock_line_up(struct conn *c)
 {
@@ -26,34 +22,27 @@ void vsock_line_up(struct conn *c)
 		return;
 	c->in_line = true;
 	c->next = NULL;
-	if (v->ready_last)
-		v->ready_last->next = c;
-	else
-		v->ready_first = c;
+	c->previous = v->ready_last;
+	*(v->ready_last ? &v->ready_last->next : &v->ready_first) = c;
 	v->ready_last = c;
 }
 
 void vsock_leave_line(struct conn *c)
 {
-	struct conn **at = &c->vsock->ready_first, *before = NULL;
+	struct vsock *v = c->vsock;
 
 	if (!c->in_line)
 		return;
-	while (*at != c) {
-		before = *at;
-		at = &before->next;
-	}
-	*at = c->next;
-	if (c->vsock->ready_last == c)
-		c->vsock->ready_last = before;
+	*(c->previous ? &c->previous->next : &v->ready_first) = c->next;
+	*(c->next ? &c->next->previous : &v->ready_last) = c->previous;
 	c->in_line = false;
 }
 
 /* There is always room: see vsock_serve_tx(). */
-void vsock_reset_peer(struct vsock *v, uint32_t host_port, uint32_t guest_port)
+static void vsock_refuse(struct vsock *v, const struct vsock_hdr *hdr)
 {
-	v->resets[v->n_resets].host_port = host_port;
-	v->resets[v->n_resets++].guest_port = guest_port;
+	v->resets[v->n_resets].host_port = hdr->dst_port;
+	v->resets[v->n_resets++].guest_port = hdr->src_port;
 }
 
 static void vsock_put(struct vsock *v, struct chain *ch, const struct vsock_hdr *hdr)
@@ -107,7 +96,6 @@ static void vsock_serve_rx(struct vsock *v)
 			virtq_unpop(vq);
 		if (conn_has_more(c))
 			vsock_line_up(c);
-		conn_watch(c);
 	}
 	if (r < 0)
 		virtio_break(&v->dev);
@@ -115,28 +103,25 @@ static void vsock_serve_rx(struct vsock *v)
 		virtio_notify(&v->dev, vq);
 }
 
-static struct conn *vsock_find(struct vsock *v, uint32_t host_port, uint32_t guest_port)
-{
-	for (unsigned i = 0; i < MAX_PORTS; i++) {
-		struct conn *c = &v->conns[i];
-
-		if (c->linked && c->host_port == host_port && c->guest_port == guest_port)
-			return c;
-	}
-	return NULL;
-}
-
+/* The guest wants a connection that there is not yet. */
 static void vsock_request(struct vsock *v, const struct vsock_hdr *hdr)
 {
-	for (unsigned i = 0; i < MAX_PORTS; i++) {
-		struct conn *c = &v->conns[i];
+	struct conn *c = table_find(v, hdr->dst_port, PORT_ANY);
 
-		if (!c->offered || c->host_port != hdr->dst_port)
-			continue;
-		conn_link(c, hdr);
+	if (c) { /* an offer */
+		table_unname(c);
+		conn_asked(c, hdr);
+		conn_accept(c);
 		return;
 	}
-	vsock_reset_peer(v, hdr->dst_port, hdr->src_port);
+	c = switch_listens(v, hdr->dst_port) ? table_new(v) : NULL;
+	if (c) {
+		conn_asked(c, hdr);
+		if (switch_ask(v, c))
+			return;
+		conn_free(c);
+	}
+	vsock_refuse(v, hdr);
 }
 
 static void vsock_packet(struct vsock *v, struct chain *ch)
@@ -145,25 +130,24 @@ static void vsock_packet(struct vsock *v, struct chain *ch)
 	struct iovec iov[VQ_IOV_MAX];
 	struct conn *c;
 	unsigned n;
+	bool wrong;
 
 	if (iov_copy_out(ch->iov, ch->n_out, &hdr, sizeof(hdr)) != sizeof(hdr))
 		return;
 	if (hdr.src_cid != v->guest_cid || hdr.dst_cid != HOST_CID)
 		return; /* §5.10.6.4.1 leaves us nobody to answer */
-	c = vsock_find(v, hdr.dst_port, hdr.src_port);
+	/* That port is nobody's; here it names offers. */
+	c = hdr.src_port == PORT_ANY ? NULL : table_find(v, hdr.dst_port, hdr.src_port);
 	n = iov_slice(ch->iov, ch->n_out, sizeof(hdr), hdr.len, iov);
-	if (hdr.type != TYPE_STREAM || iov_size(iov, n) != hdr.len) {
-		if (hdr.op != OP_RST)
-			vsock_reset_peer(v, hdr.dst_port, hdr.src_port);
-		if (c)
-			conn_free(c);
-	} else if (c) {
+	wrong = hdr.type != TYPE_STREAM || iov_size(iov, n) != hdr.len || hdr.src_port == PORT_ANY;
+	if (c && wrong && hdr.op != OP_RST)
+		conn_reset(c);
+	else if (c)
 		conn_packet(c, &hdr, iov, n);
-	} else if (hdr.op == OP_REQUEST) {
+	else if (hdr.op == OP_REQUEST && !wrong)
 		vsock_request(v, &hdr);
-	} else if (hdr.op != OP_RST) {
-		vsock_reset_peer(v, hdr.dst_port, hdr.src_port);
-	}
+	else if (hdr.op != OP_RST)
+		vsock_refuse(v, &hdr);
 }
 
 static void vsock_serve_tx(struct vsock *v)
@@ -174,23 +158,49 @@ static void vsock_serve_tx(struct vsock *v)
 
 	do {
 		/* A packet makes at most one reset: with the line full, wait for RX to empty it. */
-		while (v->n_resets < TX_RESETS && (r = virtq_pop(v->dev.vm, vq, &ch)) > 0) {
+		while (v->n_resets < MAX_RESETS && (r = virtq_pop(v->dev.vm, vq, &ch)) > 0) {
 			vsock_packet(v, &ch);
 			virtq_push(vq, ch.head, 0);
 		}
-	} while (r == 0 && v->n_resets < TX_RESETS && virtq_rearm(vq));
-	v->tx_waits = v->n_resets >= TX_RESETS;
+	} while (r == 0 && v->n_resets < MAX_RESETS && virtq_rearm(vq));
+	v->tx_waits = v->n_resets == MAX_RESETS;
 	if (r < 0)
 		virtio_break(&v->dev);
 	else
 		virtio_notify(&v->dev, vq);
 }
 
+/* Tell the driver that its connections are gone, once there is a buffer to tell it in. */
+static void vsock_serve_event(struct vsock *v)
+{
+	static const uint32_t transport_reset; /* VIRTIO_VSOCK_EVENT_TRANSPORT_RESET is 0 */
+	struct virtq *vq = &v->dev.vq[QUEUE_EVENT];
+	struct chain ch;
+	int r = 0;
+
+	while (v->event_waits && vsock_may_serve(v, QUEUE_EVENT)) {
+		r = virtq_pop(v->dev.vm, vq, &ch);
+		if (r == 0 && virtq_rearm(vq))
+			continue;
+		if (r > 0 && (ch.n_out || iov_size(ch.iov, ch.n_in) < sizeof(transport_reset)))
+			r = -EINVAL;
+		if (r <= 0)
+			break;
+		iov_copy_in(ch.iov, ch.n_in, &transport_reset, sizeof(transport_reset));
+		virtq_push(vq, ch.head, sizeof(transport_reset));
+		virtio_notify(&v->dev, vq);
+		v->event_waits = false;
+	}
+	if (r < 0)
+		virtio_break(&v->dev);
+}
+
 /* Serve RX, and TX if it waited for that, until neither can go on. */
 void vsock_run(struct vsock *v)
 {
+	vsock_serve_event(v);
 	vsock_serve_rx(v);
-	while (v->tx_waits && v->n_resets < TX_RESETS && vsock_may_serve(v, QUEUE_TX)) {
+	while (v->tx_waits && v->n_resets < MAX_RESETS && vsock_may_serve(v, QUEUE_TX)) {
 		vsock_serve_tx(v);
 		vsock_serve_rx(v);
 	}
@@ -205,24 +215,39 @@ static void vsock_serve(struct virtio_dev *dev, unsigned q)
 	vsock_run(v);
 }
 
-/* A driver that starts over knows none of the connections any more. */
+/* Forget all that the driver knows of, not what it has yet to hear of. */
+static void vsock_forget(struct vsock *v)
+{
+	for (struct conn *c = NULL; (c = table_used(v, c));)
+		if (c->state != CONN_OFFERED &&
+		    !(c->state == CONN_REQUESTED && c->say & SAY_REQUEST))
+			conn_free(c);
+	v->n_resets = 0;
+}
+
+void vsock_transport_reset(struct vsock *v)
+{
+	vsock_forget(v);
+	v->event_waits = virtio_running(&v->dev);
+}
+
 static void vsock_reset(struct virtio_dev *dev)
 {
 	struct vsock *v = (struct vsock *)dev;
 
-	for (unsigned i = 0; i < MAX_PORTS; i++)
-		if (!v->conns[i].offered)
-			conn_free(&v->conns[i]);
-	v->n_resets = 0;
-	v->tx_waits = false;
+	vsock_forget(v);
+	v->tx_waits = v->event_waits = false;
 }
 
 static void vsock_free(struct virtio_dev *dev)
 {
 	struct vsock *v = (struct vsock *)dev;
 
-	for (unsigned i = 0; i < MAX_PORTS; i++)
-		conn_free(&v->conns[i]);
+	for (struct conn *c = NULL; (c = table_used(v, c));)
+		conn_free(c);
+	if (v->channel.fd >= 0)
+		close(v->channel.fd);
+	table_free(v);
 	free(v);
 }
 
@@ -242,28 +267,39 @@ int vm_add_vsock(struct vm *vm, uint64_t guest_cid)
 	if (!v)
 		return -ENOMEM;
 	v->guest_cid = guest_cid;
-	for (unsigned i = 0; i < MAX_PORTS; i++)
-		v->conns[i] = (struct conn){.ev = {.fd = -1}, .vsock = v};
-	slot = virtio_register(vm, &v->dev, &vsock_ops, 0, &v->guest_cid, sizeof(v->guest_cid));
-	if (slot < 0)
+	v->channel.fd = -1;
+	slot = table_init(v);
+	if (slot == 0)
+		slot = virtio_register(vm, &v->dev, &vsock_ops, 0, &v->guest_cid,
+				       sizeof(v->guest_cid));
+	if (slot < 0) {
+		table_free(v);
 		free(v);
+	}
 	return slot;
+}
+
+struct vsock *vsock_in(struct vm *vm, int slot)
+{
+	if (slot < 0 || (unsigned)slot >= vm->n_devices || vm->devices[slot]->ops != &vsock_ops)
+		return NULL;
+	return (struct vsock *)vm->devices[slot];
 }
 
 int vm_offer_port(struct vm *vm, int slot, uint32_t port, int fd)
 {
-	struct vsock *v;
+	struct vsock *v = vsock_in(vm, slot);
+	struct conn *c = v ? table_new(v) : NULL;
+	int r;
 
-	if (slot < 0 || (unsigned)slot >= vm->n_devices || vm->devices[slot]->ops != &vsock_ops)
-		return -ENODEV;
-	v = (struct vsock *)vm->devices[slot];
-	for (unsigned i = 0; i < MAX_PORTS; i++) {
-		struct conn *c = &v->conns[i];
-
-		if (c->ev.fd >= 0)
-			continue;
-		conn_offer(c, port, fd);
-		return 0;
+	if (!c)
+		return v ? -ENOSPC : -ENODEV;
+	r = conn_attach(c, fd);
+	if (r) {
+		table_release(c);
+		return r;
 	}
-	return -ENOSPC;
+	table_name(c, port, PORT_ANY);
+	c->state = CONN_OFFERED;
+	return 0;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * virtio-vsock (Virtio 1.2 §5.10): what the device (virtio_vsock.c: queues, packets, ports) and its
- * connections (vsock_conn.c: credit, held data, the host's socket) know of each other. All of it
- * runs with the device's lock held.
+ * virtio-vsock (Virtio 1.2 §5.10): what its parts know of each other. virtio_vsock.c has the queues
+ * and packets, vsock_table.c the connections' slots, vsock_conn.c a connection's life and data,
+ * vsock_switch.c what the caller asks for and is asked. All of it runs with the device's lock held.
  */
 #ifndef PYVMM_VIRTIO_VSOCK_H
 #define PYVMM_VIRTIO_VSOCK_H
@@ -10,6 +10,7 @@
 #include "core.h"
 
 #define HOST_CID    2
+#define PORT_ANY    0xffffffffu /* nobody's port: the guest's one of what is on offer */
 #define TYPE_STREAM 1
 
 enum {
@@ -24,9 +25,18 @@ enum {
 #define SHUTDOWN_RCV  1u
 #define SHUTDOWN_SEND 2u
 
-#define BUF_ALLOC  (1u << 20) /* what a guest may send ahead of the host's reader, a connection */
-#define MAX_PORTS  16
-#define MAX_RESETS 64
+enum { QUEUE_RX = 0, QUEUE_TX = 1, QUEUE_EVENT = 2 };
+
+/* What a guest may send ahead of the host's reader: much on a few connections, little on each of
+ * very many, so that what it can make us hold is bounded (footprint.py). */
+#define MAX_CONNS    VM_VSOCK_CONNS
+#define LARGE_CONNS  VM_VSOCK_LARGE
+#define LARGE_BUFFER VM_VSOCK_LARGE_BUFFER
+#define SMALL_BUFFER VM_VSOCK_SMALL_BUFFER
+
+#define MAX_RESETS    64
+#define MAX_LISTENERS 1024
+#define HASH_BITS     12
 
 /* §5.10.6, struct virtio_vsock_hdr */
 struct vsock_hdr {
@@ -40,49 +50,106 @@ _Static_assert(sizeof(struct vsock_hdr) == 44, "the header has 44 bytes on the w
 
 struct vsock;
 
+enum conn_state {
+	CONN_FREE = 0,
+	CONN_OFFERED, /* waits for the guest's REQUEST: vm_offer_port() */
+	CONN_ASKED,   /* the guest's REQUEST waits for the caller's word; there is no socket yet */
+	CONN_REQUESTED, /* our REQUEST waits for the guest's word */
+	CONN_LINKED,
+	CONN_CLOSING,  /* the guest is yet to get its RST; there is no socket any more */
+	CONN_DRAINING, /* the guest knows it no more; what it sent still goes to the host */
+};
+
+/* What a connection has to say to the guest beside data; the first goes first. */
+enum {
+	SAY_RST = 1,
+	SAY_REQUEST = 2,
+	SAY_RESPONSE = 4,
+	SAY_CREDIT_UPDATE = 8,
+	SAY_CREDIT_REQUEST = 16,
+};
+
+/* All zeros, but for its generation, is a free one that was never used. */
 struct conn {
 	struct event ev; /* first: the loop hands it back */
 	struct vsock *vsock;
-	uint32_t host_port, guest_port;
-	bool offered, linked; /* waits for the guest's REQUEST; is a connection the guest knows */
+	struct conn *next, *previous; /* in the ready line; next: among the free ones, too */
+	struct conn *next_hash;	      /* with the same hash */
+	enum conn_state state;
+	uint32_t host_port, guest_port, generation;
+	bool in_line, named, quiet;
 	/* host -> guest */
-	struct conn *next; /* in the ready line */
-	bool in_line, respond, send_credit, send_request, readable, host_eof;
+	unsigned say; /* SAY_* */
+	bool readable, hung_up, host_eof;
 	uint32_t peer_alloc, peer_fwd, sent;
 	/* guest -> host */
-	uint8_t *held;
-	uint32_t held_at, held_len; /* ring of BUF_ALLOC bytes */
+	uint32_t size;		    /* of the buffer: our buf_alloc */
+	uint32_t held_at, held_len; /* in the buffer, a ring */
+	bool held_any;		    /* memory of it has been touched */
 	uint32_t received, forwarded, forwarded_told;
-	uint32_t guest_shutdown; /* SHUTDOWN_* flags */
+	uint32_t guest_shutdown, passed_shutdown; /* SHUTDOWN_* flags */
 };
 
 struct vsock {
 	struct virtio_dev dev;
 	uint64_t guest_cid;
-	struct conn conns[MAX_PORTS];
+	/* vsock_table.c */
+	struct conn *conns; /* MAX_CONNS */
+	uint8_t *buffers;
+	uint32_t fresh[2];	/* slots never used so far, large and small */
+	struct conn *unused[2]; /* those used before */
+	struct conn *hash[1u << HASH_BITS];
+	uint64_t hash_key;
+	/* virtio_vsock.c */
 	struct conn *ready_first, *ready_last;
 	struct {
 		uint32_t host_port, guest_port;
 	} resets[MAX_RESETS];
 	unsigned n_resets;
-	bool tx_waits; /* until there is room for the resets that its packets may need */
+	bool tx_waits;	  /* until there is room for the resets that its packets may need */
+	bool event_waits; /* TRANSPORT_RESET, for a buffer */
+	/* vsock_switch.c */
+	struct event channel;
+	uint32_t next_port, listeners[MAX_LISTENERS];
+	unsigned n_listeners;
 };
 
 /* ---- virtio_vsock.c ---- */
 
 void vsock_line_up(struct conn *c);
 void vsock_leave_line(struct conn *c);
-void vsock_reset_peer(struct vsock *v, uint32_t host_port, uint32_t guest_port);
 void vsock_run(struct vsock *v);
+void vsock_transport_reset(struct vsock *v);
+struct vsock *vsock_in(struct vm *vm, int slot); /* NULL: there is another device, or none */
+
+/* ---- vsock_table.c ---- */
+
+int table_init(struct vsock *v);
+void table_free(struct vsock *v);
+struct conn *table_new(struct vsock *v);
+void table_release(struct conn *c);
+struct conn *table_used(struct vsock *v, struct conn *after);
+struct conn *table_find(struct vsock *v, uint32_t host_port, uint32_t guest_port);
+struct conn *table_at(struct vsock *v, uint32_t id);
+uint32_t table_id(const struct conn *c);
+void table_name(struct conn *c, uint32_t host_port, uint32_t guest_port);
+void table_unname(struct conn *c);
+uint8_t *table_buffer(const struct conn *c);
 
 /* ---- vsock_conn.c ---- */
 
-void conn_offer(struct conn *c, uint32_t port, int fd);
-void conn_link(struct conn *c, const struct vsock_hdr *hdr);
+int conn_attach(struct conn *c, int fd);
+void conn_asked(struct conn *c, const struct vsock_hdr *hdr);
+void conn_accept(struct conn *c);
 void conn_free(struct conn *c);
+void conn_reset(struct conn *c);
 void conn_packet(struct conn *c, const struct vsock_hdr *hdr, struct iovec *iov, unsigned n);
 bool conn_next(struct conn *c, struct chain *ch, struct vsock_hdr *hdr);
 bool conn_has_more(const struct conn *c);
-void conn_watch(struct conn *c);
+
+/* ---- vsock_switch.c ---- */
+
+bool switch_ask(struct vsock *v, struct conn *c);
+bool switch_listens(const struct vsock *v, uint32_t port);
 
 #endif

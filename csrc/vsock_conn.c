@@ -3,22 +3,24 @@
  * One vsock connection: the host's stream socket on one side, the guest's packets on the other.
  *
  * Guest to host: RW packets go from the guest's buffers straight into the socket; what it does not
- * take waits in `held`. The guest may have BUF_ALLOC bytes on the way, its credit.
+ * take is held in the connection's buffer, a ring. The guest may have as much on the way as that
+ * has room for, its credit.
  *
  * Host to guest: when the socket is readable, the connection stands in line for the RX queue and is
- * read straight into the guest's buffers, as far as the guest's credit goes. While it stands in
- * line or waits, the loop does not watch it.
+ * read straight into the guest's buffers, as far as the guest's credit goes.
+ *
+ * The loop tells of changes only (EPOLLET), so nothing that cannot be acted on now makes it spin.
  */
 #include <errno.h>
-#include <string.h>
+#include <stdio.h>
 #include <sys/epoll.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "virtio_vsock.h"
 
 #define MAX_PACKET (1u << 16) /* VIRTIO_VSOCK_MAX_PKT_BUF_SIZE of Linux */
+#define WATCHED	   (EPOLLIN | EPOLLRDHUP | EPOLLET)
 
 static uint32_t conn_credit(const struct conn *c)
 {
@@ -29,100 +31,128 @@ static uint32_t conn_credit(const struct conn *c)
 
 static bool conn_may_send(const struct conn *c)
 {
-	return c->readable && conn_credit(c) && !(c->guest_shutdown & SHUTDOWN_RCV);
+	return c->state == CONN_LINKED && c->readable && conn_credit(c) &&
+	       !(c->guest_shutdown & SHUTDOWN_RCV);
 }
 
-/* Watch the socket for just what can be acted on, so that nothing spins. */
-void conn_watch(struct conn *c)
+bool conn_has_more(const struct conn *c)
 {
-	uint32_t events = 0;
+	return c->say || conn_may_send(c);
+}
 
+static void conn_say(struct conn *c, unsigned what)
+{
+	c->say |= what;
+	vsock_line_up(c);
+}
+
+/* Room in the socket is of interest only while there is something for it. */
+static void conn_watch(struct conn *c)
+{
+	loop_modify(c->vsock->dev.vm, &c->ev, c->held_len ? WATCHED | EPOLLOUT : WATCHED);
+}
+
+static void conn_detach(struct conn *c)
+{
 	if (c->ev.fd < 0)
 		return;
-	if (c->linked && !c->readable && !c->host_eof && !(c->guest_shutdown & SHUTDOWN_RCV))
-		events |= EPOLLIN;
-	if (c->held_len)
-		events |= EPOLLOUT;
-	/* A hang-up is reported whether asked for or not: without a wish we leave the loop. */
-	if (events && c->ev.events)
-		loop_modify(c->vsock->dev.vm, &c->ev, events);
-	else if (events)
-		loop_add(c->vsock->dev.vm, &c->ev, events);
-	else if (c->ev.events)
-		loop_remove(c->vsock->dev.vm, &c->ev);
-	c->ev.events = events;
+	loop_remove(c->vsock->dev.vm, &c->ev);
+	close(c->ev.fd);
+	c->ev.fd = -1;
 }
 
+/* No trace of it stays, and the guest is not told. */
 void conn_free(struct conn *c)
 {
-	if (c->ev.fd < 0)
-		return;
 	vsock_leave_line(c);
-	if (c->ev.events)
-		loop_remove(c->vsock->dev.vm, &c->ev);
-	close(c->ev.fd);
-	if (c->held)
-		munmap(c->held, BUF_ALLOC);
-	*c = (struct conn){.ev = {.fd = -1}, .vsock = c->vsock};
+	conn_detach(c);
+	table_release(c);
 }
 
-/* The guest's side is over. What it sent before still goes to the host. */
-static void conn_unlink(struct conn *c)
+/* It is over for the host; the guest is yet to be told. */
+void conn_reset(struct conn *c)
 {
-	c->linked = false;
-	vsock_leave_line(c);
-	if (c->held_len)
-		conn_watch(c);
-	else
+	conn_detach(c);
+	c->state = CONN_CLOSING;
+	c->held_len = 0;
+	c->say = 0;
+	conn_say(c, SAY_RST);
+}
+
+/* It is over for the guest. What it sent before still goes to the host. */
+static void conn_gone(struct conn *c)
+{
+	if (!c->held_len) {
 		conn_free(c);
+		return;
+	}
+	vsock_leave_line(c);
+	table_unname(c);
+	c->state = CONN_DRAINING;
+	c->say = 0;
 }
 
 /* Tell the host's reader of the guest's shutdown once all that came before is through. */
 static void conn_pass_shutdown(struct conn *c)
 {
-	if (c->held_len || !c->guest_shutdown)
+	if (c->held_len || c->guest_shutdown == c->passed_shutdown)
 		return;
-	if (c->guest_shutdown == (SHUTDOWN_RCV | SHUTDOWN_SEND)) {
-		/* §5.10.6.5: a clean disconnect is answered by RST. */
-		vsock_reset_peer(c->vsock, c->host_port, c->guest_port);
-		conn_free(c);
-	} else if (c->guest_shutdown & SHUTDOWN_SEND) {
-		shutdown(c->ev.fd, SHUT_WR);
-	} else {
-		shutdown(c->ev.fd, SHUT_RD);
-	}
+	c->passed_shutdown = c->guest_shutdown;
+	if (c->guest_shutdown == (SHUTDOWN_RCV | SHUTDOWN_SEND))
+		conn_reset(c); /* §5.10.6.5: a clean disconnect is answered by RST */
+	else
+		shutdown(c->ev.fd, c->guest_shutdown & SHUTDOWN_SEND ? SHUT_WR : SHUT_RD);
 }
 
 static void conn_forwarded(struct conn *c, uint32_t n)
 {
 	/* Linux (since "vsock/virtio: cap TX credit to local buffer size") keeps no more on the way
 	 * than its own buffer holds, however large ours is: 256 KiB. */
-	uint32_t window = MIN(BUF_ALLOC, c->peer_alloc);
+	uint32_t window = MIN(c->size, c->peer_alloc);
 
 	c->forwarded += n;
 	/* Before the guest believes its window half full, say that it is not. */
-	if (c->linked && n && c->forwarded - c->forwarded_told >= window / 2) {
-		c->send_credit = true;
-		vsock_line_up(c);
-	}
+	if (c->state == CONN_LINKED && n && c->forwarded - c->forwarded_told >= window / 2)
+		conn_say(c, SAY_CREDIT_UPDATE);
 }
 
 /* Write what is held; false if the host's reader is gone. */
 static bool conn_flush(struct conn *c)
 {
+	const uint8_t *held = table_buffer(c);
+
 	while (c->held_len) {
-		uint32_t part = MIN(c->held_len, BUF_ALLOC - c->held_at);
-		ssize_t n = send(c->ev.fd, c->held + c->held_at, part, MSG_NOSIGNAL | MSG_DONTWAIT);
+		uint32_t part = MIN(c->held_len, c->size - c->held_at);
+		ssize_t n = send(c->ev.fd, held + c->held_at, part, MSG_NOSIGNAL | MSG_DONTWAIT);
 
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
 			return errno == EAGAIN;
-		c->held_at = (c->held_at + (uint32_t)n) % BUF_ALLOC;
+		c->held_at = (c->held_at + (uint32_t)n) % c->size;
 		c->held_len -= (uint32_t)n;
 		conn_forwarded(c, (uint32_t)n);
 	}
 	return true;
+}
+
+/* Hold bytes [skip, len) of iov. The guest's credit is what there is room for. */
+static void conn_hold(struct conn *c, const struct iovec *iov, unsigned n_iov, size_t skip,
+		      size_t len)
+{
+	uint8_t *held = table_buffer(c);
+
+	c->held_any = true;
+	while (skip < len) {
+		uint32_t end = (c->held_at + c->held_len) % c->size;
+		size_t part = MIN(len - skip, c->size - end);
+		struct iovec rest[VQ_IOV_MAX];
+		unsigned parts = iov_slice(iov, n_iov, skip, part, rest);
+
+		iov_copy_out(rest, parts, held + end, part);
+		c->held_len += (uint32_t)part;
+		skip += part;
+	}
 }
 
 /* Take len bytes at iov (part of a guest's packet) for the host; false if the reader is gone. */
@@ -140,26 +170,9 @@ static bool conn_take(struct conn *c, struct iovec *iov, unsigned n_iov, uint32_
 		n = n < 0 ? 0 : n;
 		conn_forwarded(c, (uint32_t)n);
 	}
-	if ((uint32_t)n == len)
-		return true;
-	if (!c->held) {
-		/* Not malloc(): what that asks of the kernel, no seccomp filter could foresee. */
-		void *held = mmap(NULL, BUF_ALLOC, PROT_READ | PROT_WRITE,
-				  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-		if (held == MAP_FAILED)
-			return false;
-		c->held = held;
-	}
-	for (size_t skip = (size_t)n; skip < len;) {
-		uint32_t end = (c->held_at + c->held_len) % BUF_ALLOC;
-		size_t part = MIN(len - skip, BUF_ALLOC - end);
-		struct iovec rest[VQ_IOV_MAX];
-		unsigned parts = iov_slice(iov, n_iov, skip, part, rest);
-
-		iov_copy_out(rest, parts, c->held + end, part);
-		c->held_len += (uint32_t)part;
-		skip += part;
+	if ((uint32_t)n < len) {
+		conn_hold(c, iov, n_iov, (size_t)n, len);
+		conn_watch(c);
 	}
 	return true;
 }
@@ -168,62 +181,90 @@ static void conn_event(struct event *ev, uint32_t events)
 {
 	struct conn *c = (struct conn *)ev;
 	struct vsock *v = c->vsock;
-	bool alive = true;
+	bool over = events & (EPOLLERR | EPOLLHUP);
 
 	pthread_mutex_lock(&v->dev.lock);
-	if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP) && c->held_len) {
-		alive = conn_flush(c);
-		if (!alive)
-			c->held_len = 0; /* nobody will read it */
+	/* The slot may have another connection by now: what follows does it no harm. */
+	c->readable = true;
+	c->hung_up |= over;
+	if (c->ev.fd >= 0 && c->held_len && !conn_flush(c)) {
+		c->held_len = 0; /* nobody will read it */
+		if (c->state == CONN_LINKED)
+			conn_reset(c);
 	}
-	if (!c->linked) {
-		if (c->held_len == 0)
-			conn_free(c);
-	} else if (!alive) {
-		vsock_reset_peer(v, c->host_port, c->guest_port);
-		conn_free(c);
-	} else {
-		if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
-			c->readable = true;
-			vsock_line_up(c);
-		}
+	if (c->ev.fd >= 0)
 		conn_watch(c);
+	if (c->state == CONN_DRAINING && !c->held_len) {
+		conn_free(c);
+	} else if (c->state == CONN_REQUESTED && over) {
+		/* The caller has given up. */
+		if (c->say & SAY_REQUEST)
+			conn_free(c);
+		else
+			conn_reset(c);
+	} else if (c->state == CONN_LINKED) {
 		conn_pass_shutdown(c);
+		if (conn_has_more(c))
+			vsock_line_up(c);
 	}
 	vsock_run(v);
 	pthread_mutex_unlock(&v->dev.lock);
 }
 
-void conn_offer(struct conn *c, uint32_t port, int fd)
+/* Give it the host's socket, which is the connection's from then unless this fails. */
+int conn_attach(struct conn *c, int fd)
 {
+	int r;
+
 	c->ev = (struct event){.fd = fd, .fn = conn_event};
-	c->host_port = port;
-	c->offered = true;
+	r = loop_add(c->vsock->dev.vm, &c->ev, WATCHED);
+	if (r)
+		c->ev.fd = -1;
+	return r;
 }
 
-/* The guest asks for the port: the offer becomes a connection. */
-void conn_link(struct conn *c, const struct vsock_hdr *hdr)
+/* The guest asks for it. */
+void conn_asked(struct conn *c, const struct vsock_hdr *hdr)
 {
-	c->offered = false;
-	c->linked = true;
-	c->guest_port = hdr->src_port;
+	table_name(c, hdr->dst_port, hdr->src_port);
 	c->peer_alloc = hdr->buf_alloc;
 	c->peer_fwd = hdr->fwd_cnt;
-	c->respond = true;
-	vsock_line_up(c);
-	conn_watch(c);
+	c->state = CONN_ASKED;
+}
+
+/* And is let in. */
+void conn_accept(struct conn *c)
+{
+	c->state = CONN_LINKED;
+	conn_say(c, SAY_RESPONSE);
+}
+
+/* The guest lets us in. */
+static void conn_answered(struct conn *c)
+{
+	char line[16];
+	int n = snprintf(line, sizeof(line), "OK %u\n", c->host_port);
+
+	if (!c->quiet && send(c->ev.fd, line, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT) != n) {
+		conn_reset(c);
+		return;
+	}
+	c->state = CONN_LINKED;
+	if (conn_has_more(c))
+		vsock_line_up(c);
 }
 
 static struct vsock_hdr conn_header(struct conn *c, uint16_t op)
 {
 	c->forwarded_told = c->forwarded;
+	c->say &= ~(unsigned)SAY_CREDIT_UPDATE; /* each header is one */
 	return (struct vsock_hdr){.src_cid = HOST_CID,
 				  .dst_cid = c->vsock->guest_cid,
 				  .src_port = c->host_port,
 				  .dst_port = c->guest_port,
 				  .type = TYPE_STREAM,
 				  .op = op,
-				  .buf_alloc = BUF_ALLOC,
+				  .buf_alloc = c->size,
 				  .fwd_cnt = c->forwarded};
 }
 
@@ -246,10 +287,14 @@ static bool conn_fill(struct conn *c, struct chain *ch, struct vsock_hdr *hdr)
 	}
 	if (got <= 0) {
 		/* End of file, or the peer died. It may still read, if it only shut down. */
+		bool both = got < 0 || c->hung_up;
+
 		c->readable = false;
+		if (c->host_eof)
+			return false;
 		c->host_eof = true;
 		*hdr = conn_header(c, OP_SHUTDOWN);
-		hdr->flags = got < 0 ? SHUTDOWN_RCV | SHUTDOWN_SEND : SHUTDOWN_SEND;
+		hdr->flags = both ? SHUTDOWN_RCV | SHUTDOWN_SEND : SHUTDOWN_SEND;
 		return true;
 	}
 	c->sent += (uint32_t)got;
@@ -258,70 +303,78 @@ static bool conn_fill(struct conn *c, struct chain *ch, struct vsock_hdr *hdr)
 	return true;
 }
 
-/* What this connection has to say next; false if nothing. */
+/* What this connection has to say next; false if nothing. After an RST it is no more. */
 bool conn_next(struct conn *c, struct chain *ch, struct vsock_hdr *hdr)
 {
-	if (c->respond) {
-		c->respond = false;
-		*hdr = conn_header(c, OP_RESPONSE);
-	} else if (c->send_credit) {
-		c->send_credit = false;
-		*hdr = conn_header(c, OP_CREDIT_UPDATE);
-	} else if (c->send_request) {
-		c->send_request = false;
-		*hdr = conn_header(c, OP_CREDIT_REQUEST);
-	} else if (conn_may_send(c)) {
-		if (!conn_fill(c, ch, hdr))
-			return false;
-		/* Out of credit: have the guest say when there is some again. */
-		c->send_request = c->readable && conn_credit(c) == 0;
-	} else {
-		return false;
+	static const uint16_t ops[] = {OP_RST, OP_REQUEST, OP_RESPONSE, OP_CREDIT_UPDATE,
+				       OP_CREDIT_REQUEST};
+
+	for (unsigned i = 0; i < sizeof(ops) / sizeof(*ops); i++) {
+		if (!(c->say & 1u << i))
+			continue;
+		c->say &= ~(1u << i);
+		*hdr = conn_header(c, ops[i]);
+		if (ops[i] == OP_RST)
+			conn_free(c);
+		return true;
 	}
+	if (!conn_may_send(c) || !conn_fill(c, ch, hdr))
+		return false;
+	/* Out of credit: have the guest say when there is some again. */
+	if (c->readable && conn_credit(c) == 0)
+		c->say |= SAY_CREDIT_REQUEST;
 	return true;
 }
 
-bool conn_has_more(const struct conn *c)
+/* A packet for a connection that is not linked; false if that is wrong. */
+static bool conn_early(struct conn *c, const struct vsock_hdr *hdr)
 {
-	return c->respond || c->send_credit || c->send_request || conn_may_send(c);
+	if (c->state == CONN_CLOSING)
+		return true; /* it crossed our RST */
+	if (c->state != CONN_REQUESTED || hdr->op != OP_RESPONSE || c->say & SAY_REQUEST)
+		return false;
+	conn_answered(c);
+	return true;
 }
 
 void conn_packet(struct conn *c, const struct vsock_hdr *hdr, struct iovec *iov, unsigned n)
 {
-	struct vsock *v = c->vsock;
-
 	c->peer_alloc = hdr->buf_alloc;
 	c->peer_fwd = hdr->fwd_cnt;
-	if (conn_has_more(c))
-		vsock_line_up(c);
-	switch (hdr->op) {
-	case OP_RST:
-		conn_unlink(c);
+	if (hdr->op == OP_RST) {
+		conn_gone(c);
 		return;
+	}
+	if (c->state != CONN_LINKED) {
+		if (!conn_early(c, hdr))
+			conn_reset(c);
+		return;
+	}
+	switch (hdr->op) {
 	case OP_RW:
 		/* More than its credit, or after it said that it would send no more: a liar. */
-		if (hdr->len > BUF_ALLOC - (c->received - c->forwarded) ||
+		if (hdr->len > c->size - (c->received - c->forwarded) ||
 		    c->guest_shutdown & SHUTDOWN_SEND)
 			break;
 		c->received += hdr->len;
 		if (!conn_take(c, iov, n, hdr->len))
 			break;
-		conn_watch(c);
+		if (conn_has_more(c))
+			vsock_line_up(c);
 		return;
 	case OP_SHUTDOWN:
 		c->guest_shutdown |= hdr->flags & (SHUTDOWN_RCV | SHUTDOWN_SEND);
-		conn_watch(c);
 		conn_pass_shutdown(c);
 		return;
 	case OP_CREDIT_REQUEST:
-		c->send_credit = true;
-		vsock_line_up(c);
+		conn_say(c, SAY_CREDIT_UPDATE);
 		return;
 	case OP_CREDIT_UPDATE:
+		if (conn_has_more(c))
+			vsock_line_up(c);
 		return;
 	default:
 		break; /* REQUEST or RESPONSE for what is connected, or an unknown one */
 	}
-	vsock_reset_peer(v, c->host_port, c->guest_port);
-	conn_free(c);
+	conn_reset(c);
 }

@@ -13,6 +13,7 @@ MiB = 1 << 20
 VMM = 64 * MiB  # seen: 4, and 11 in a worker that has read its Python from the disk itself
 VMM_VCPU = MiB  # seen: 0.25
 CACHE = 256 * MiB
+VSOCK = 64 * MiB + (4096 - 64) * MiB // 16  # what connections may hold (virtio_vsock.h)
 
 
 def limit(group: Cgroup, config: Config, fds: dict[str, int]) -> None:
@@ -46,7 +47,7 @@ def memory_for(ram: int, vcpus: int, disk: int, *, on_tmpfs: bool) -> int:
     """
     tables = (ram // 128 + 4095) & -4096
     cache = disk + (disk // 256 & -4096) if on_tmpfs else min(disk, CACHE)
-    return ram + tables + VMM + vcpus * VMM_VCPU + cache
+    return ram + tables + VMM + vcpus * VMM_VCPU + VSOCK + cache
 
 
 def pids_for(vcpus: int) -> int:

@@ -114,13 +114,16 @@ class Jail:
         self.walls["seccomp"] = ", ".join(seccomp.KINDS)
 
     def close(self, disk: int) -> None:
-        """Nothing more is to be opened, started or mapped, no file to be longer than ``disk``."""
+        """Nothing more is to be started or mapped, no file to be longer than ``disk``, and no more
+        opened than what vsock's connections are."""
         mapped = int(os.pread(self._statm, 64, 0).split()[0]) * 4096
+        unused = os.dup(self._statm)
+        os.close(unused)
         os.close(self._statm)
         for resource, limit in (
             (AS, mapped + SPARE),
             (FSIZE, disk),
-            (NOFILE, POLLED),
+            (NOFILE, unused + POLLED + lib.VM_VSOCK_CONNS),
             (NPROC, 0),
             (CORE, 0),
             (MEMLOCK, 0),

@@ -148,10 +148,10 @@ def test_what_was_asked_for_by_name_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("ram", "vcpus", "disk", "on_tmpfs", "limit"),
     [
-        (64 * MiB, 1, GiB, False, (64 + 0.5 + 64 + 1 + 256) * MiB),
-        (512 * MiB, 8, 128 * MiB, False, (512 + 4 + 64 + 8 + 128) * MiB),
-        (2 * GiB, 1, GiB, True, (2048 + 16 + 64 + 1 + 1024 + 4) * MiB),
-        (4096, 1, 4096, True, 4096 + 4096 + 65 * MiB + 4096),
+        (64 * MiB, 1, GiB, False, (64 + 0.5 + 64 + 1 + 316 + 256) * MiB),
+        (512 * MiB, 8, 128 * MiB, False, (512 + 4 + 64 + 8 + 316 + 128) * MiB),
+        (2 * GiB, 1, GiB, True, (2048 + 16 + 64 + 1 + 316 + 1024 + 4) * MiB),
+        (4096, 1, 4096, True, 4096 + 4096 + (65 + 316) * MiB + 4096),
     ],
 )
 def test_memory(ram: int, vcpus: int, disk: int, on_tmpfs: bool, limit: int) -> None:
