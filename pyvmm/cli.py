@@ -29,6 +29,7 @@ MORE = {
     "doctor": "doctor",
     "image": "image_commands",
     "kernel": "kernel_commands",
+    "ps": "ps",
     "bench": "benchmark.commands",
     "duet": "benchmark.commands",
     "compare": "benchmark.compare_commands",
@@ -147,6 +148,7 @@ def _run(a: Values) -> int:
     options["outputs"] = list(outputs)
     options["console"] = sys.stderr.fileno() if a.console else None
     options["counters"] = a.counters
+    options["publish"], options["wait_for"] = a.publish, a.wait_for
     if a.dry_run:
         return _dry_run(a.image, command or None, options)
     from .launch import WorkerProcess, server
@@ -160,12 +162,15 @@ def _run(a: Values) -> int:
         options["on_stderr"] = _writer(2)
     from .machine import Machine  # while the worker makes a VM
 
-    machine = Machine(a.image, command or None, progress=say, **options)
+    machine = Machine(a.image, command or None, progress=say, name=a.name, **options)
     machine.began = began
     machine.bars = True
     machine.use(worker)
     try:
         machine.start()
+        for port in machine.published:
+            if port.chosen:
+                say(f"{port} is the guest's port {port.guest_port}")
         return _deliver(machine.wait(), outputs, a)
     except BaseException:
         machine.kill()
@@ -312,6 +317,12 @@ COMMANDS = (
                    required=True),
             *VM_OPTIONS,
             Option("--output", "GUEST[:HOST]", "file to bring back (default: to its name, here)",
+                   many=True),
+            Option("--name", "NAME", "for pyvmm exec, cp and ps; or a socket's path: it serves"
+                   " CONNECT PORT"),
+            Option("--publish", "[IP:]PORT:GUEST",
+                   "TCP port here that leads to the guest's; 0: any", many=True),
+            Option("--wait-for", "WHAT", "is ready when: log=REGEX, port=N or exec=COMMAND",
                    many=True),
             Option("--json", "FILE", "write the whole Result; - is stdout"),
             Option("--console", "", "show the guest's console on stderr, live", False),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .oci.limits import Limits
     from .oci.platform import Platform
     from .options import Entry, JailMode, Pages, Pull, Sink
+    from .publish import Published
 
 MiB = 1 << 20
 MAX_VCPUS = 64
@@ -79,6 +80,14 @@ class Config(Record):
     """Where to make the VM's cgroup, below the mount of cgroup2; None: where it is possible."""
     disk_rate: int | str | None = None
     """Bytes a second that the run may read from disk, and write to it; None: no limit."""
+    name: str | None = None
+    """What other processes reach the machine by: a name, or a socket's path (names.py)."""
+    publish: Sequence[str] = ()
+    """TCP ports that lead to the guest's, ``"[HOST_IP:]HOST_PORT:GUEST_PORT"`` each (publish.py).
+    The host's port listens once the guest's does; 0 is any that is free."""
+    wait_for: Sequence[str] = ()
+    """When the machine is ready, and start() returns: all of ``"log=REGEX"``, ``"port=N"``,
+    ``"exec=COMMAND"`` that are named (ready.py)."""
     counters: bool = False
     """Count what the guest executes, by the CPU's counters (Result.counters)."""
     kernel: str | None = None
@@ -118,6 +127,14 @@ class Config(Record):
         for key in self.env:
             if not key or "=" in key or "\0" in key + self.env[key]:
                 raise UsageError(f"environment variable {key!r}: not a usable name or value")
+        if isinstance(self.wait_for, str):
+            self.wait_for = (self.wait_for,)
+        if self.wait_for:
+            from . import ready
+
+            ready.parse(self.wait_for)
+        if self.publish:
+            _ = self.published
         if self.placed:
             from . import placement
 
@@ -128,6 +145,18 @@ class Config(Record):
         """Whether anything is said of where on the host (placement.py)."""
         asked = (self.hugepages, self.numa_node, self.cpus, self.prefault)
         return asked != (None, None, None, False)
+
+    @property
+    def published(self) -> list[Published]:
+        """``publish``, read."""
+        from .publish import parse
+
+        return parse(self.publish)
+
+    @property
+    def guest_ports(self) -> list[int]:
+        """The guest's ports that are published."""
+        return sorted({port.guest_port for port in self.published}) if self.publish else []
 
     @property
     def image_platform(self) -> Platform:

@@ -24,8 +24,9 @@ KILL_GRACE = 5.0  # seconds for the agent to report after the program was killed
 STDIN_WINDOW = 256 << 10  # bytes of STDIN on the way at most, so that a KILL gets through
 CHUNK = 1 << 20
 
-CONFIG, STDIN, KILL, AGAIN = range(1, 5)
+CONFIG, STDIN, KILL, AGAIN, RESIZE, GET, PUT, PROBE = range(1, 9)
 ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, HAS_STDIN, PRIVILEGED, CLOCK, LIMIT = range(1, 11)
+TTY, HOLD, PORT = range(11, 14)
 
 
 def frame(kind: int, payload: bytes = b"", index: int = 0) -> bytes:
@@ -44,6 +45,7 @@ def config_frame(
     privileged: bool,
     clock_ns: int,
     limit: int,
+    ports: Sequence[int] = (),
 ) -> bytes:
     """The CONFIG frame."""
     records: list[tuple[int, bytes]] = [(ARG, os.fsencode(a)) for a in argv]
@@ -58,6 +60,7 @@ def config_frame(
     records.append((PRIVILEGED, bytes([privileged])))
     records.append((CLOCK, struct.pack("<Q", clock_ns)))
     records.append((LIMIT, struct.pack("<Q", limit)))
+    records += [(PORT, struct.pack("<H", port)) for port in ports]
     return frame(CONFIG, b"".join(struct.pack("<HHI", key, 0, len(v)) + v for key, v in records))
 
 
@@ -198,4 +201,5 @@ class Exchange:
             privileged=config.privileged,
             clock_ns=time.time_ns(),
             limit=config.max_output_bytes,
+            ports=config.guest_ports,
         )

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Self, Unpack
 
+    from .entrances import Entrances
     from .options import Options
+    from .publish import Published
     from .vsock import Vsock
 
 CONSOLE_TAIL = 4096  # characters of it in a Result or GuestError
@@ -55,9 +57,10 @@ class Machine:
         *,
         progress: Callable[[str], object] | None = None,
         repeat: bool = False,
+        name: str | None = None,
         **options: Unpack[Options],
     ) -> None:
-        self.config = Config(image, command, **options)
+        self.config = Config(image, command, name=name, **options)
         self._progress = progress
         self._repeat = repeat
         self._ready = False  # for another run
@@ -67,6 +70,7 @@ class Machine:
         self._channel: socket | None = None
         self._vsock: Vsock | None = None
         self._agent_is_up = False
+        self._entrances: Entrances | None = None
         self._console: console.Console | None = None
         self._live: console.Live | None = None
         self._times = {"begin": time.monotonic()}
@@ -105,6 +109,10 @@ class Machine:
         try:
             # First: what the host lacks is no reason to unpack an image or fetch a kernel.
             placed = plan.place(config)
+            if config.name is not None or config.publish:
+                from .entrances import Entrances
+
+                self._entrances = Entrances(config)
             if not self._worker:  # its VM is made while we prepare
                 self._worker = WorkerProcess(
                     jail=config.jail == "on", cgroup=config.cgroup, counters=config.counters
@@ -130,6 +138,8 @@ class Machine:
             fds["results"] = guest_end.detach()
             self._channel, device_end = socketpair(AF_UNIX, SOCK_SEQPACKET)
             fds["vsock"] = device_end.detach()
+            if self._entrances:
+                self._entrances.open(self.vsock)
             spec = self._plan.spec | {"console_size": console.SIZE, "port": PORT}
             self._worker.assign(spec, fds | {"ring": self._console.fd})
         except BaseException:
@@ -153,6 +163,11 @@ class Machine:
             if self._agent_is_up:
                 self._vsock.started()
         return self._vsock
+
+    @property
+    def published(self) -> list[Published]:
+        """The published ports, once started, with those that were free where 0 was asked for."""
+        return self._entrances.published if self._entrances else []
 
     def _on_started(self) -> None:
         self._agent_is_up = True  # first: see vsock
@@ -263,7 +278,8 @@ class Machine:
                 # Reserved huge pages are few: they must be back when the next run looks for them.
                 self._worker.close(wait=self.config.hugepages is not None)
         finally:
-            for each in self._vsock, self._channel, self._results, self._console, self._live:
+            ways = self._vsock, self._channel, self._entrances
+            for each in *ways, self._results, self._console, self._live:
                 if each:
                     each.close()
 

@@ -44,6 +44,8 @@ class Options(TypedDict, total=False):
     jail: JailMode
     cgroup: str | None
     disk_rate: int | str | None
+    publish: Sequence[str]
+    wait_for: Sequence[str]
     counters: bool
     kernel: str | None
     entry: Entry

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import _socket
 
     from .loop import Handler
-    from .names import Claim
+    from .publish import Port, Published
+    from .vsock_server import Server
 
 MESSAGE = struct.Struct("<IIII")  # op, a, b, flags
 CONNECT, LISTEN, UNLISTEN, ACCEPT, REFUSE, RESET = range(1, 7)
@@ -50,7 +51,7 @@ class Vsock:
         self._lock = Lock()
         self._loop: Loop | None = None
         self._listeners: dict[int, Listener] = {}
-        self._served = ""  # the path that serve() was given
+        self._served = ""  # what answer_all() was given
         self._started = self._closed = False
         self._waiting: list[Handler] = []
         self._ends: list[Handler] = []
@@ -106,18 +107,27 @@ class Vsock:
         self.send(LISTEN, port)
         return sock
 
-    def serve(self, path: str | Claim) -> None:
-        """Let programs connect by a Unix socket, as Firecracker does (vsock_server.py).
+    def serve(self, path: str) -> None:
+        """Let programs connect by the Unix socket ``path``, as Firecracker does (vsock_server.py).
 
-        Raises HostError if ``path`` cannot be had.
+        Raises HostError if that cannot be had.
         """
+        from .names import Claim
         from .vsock_server import Server
 
-        server = Server(self, path)
-        self._served = server.path
-        self._ends.append(server.end)
-        self.send(LISTEN, EVERY_PORT)
-        self.when_started(server.begin)
+        self.attach(Server(Claim(path)))
+
+    def publish(self, host_ip: str, host_port: int, guest_port: int) -> Published:
+        """Take TCP connections to a port of the host's to one of the guest's (publish.py).
+
+        The guest forwards only what the machine was made to publish, by any host port. Returns what
+        is published, with the port that was free if ``host_port`` is 0. Raises HostError.
+        """
+        from .publish import Port, Published
+
+        port = Port(Published(host_ip, host_port, guest_port))
+        self.attach(port)
+        return port.published
 
     def reset(self) -> None:
         """Drop every connection and have the guest's driver start over (Virtio 1.2 §5.10.6.7)."""
@@ -139,6 +149,17 @@ class Vsock:
         self._end()
 
     # ---- for what is built on it ----
+
+    def attach(self, entrance: Server | Port) -> None:
+        """Have it served, and closed when this is."""
+        with self._lock:
+            self._ends.append(entrance.close)
+        entrance.open(self)
+
+    def answer_all(self, path: str) -> None:
+        """Take the guest's connections to any port P of the host's to the socket ``<path>_P``."""
+        self._served = path
+        self.send(LISTEN, EVERY_PORT)
 
     def loop(self) -> Loop:
         """The thread, started if it is not there yet. Raises ConnectionError after close()."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from .names import Claim
 from .vsock import Line
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
     from socket import socket
 
+    from .names import Claim
     from .vsock import Vsock
 
 MAX_CLIENTS = 4096  # that have not said yet where to; the rest wait in the backlog
@@ -24,19 +24,18 @@ MAX_CLIENTS = 4096  # that have not said yet where to; the rest wait in the back
 class Server:
     """The socket, and the clients that have not said their line. It runs in the Vsock's thread."""
 
-    def __init__(self, vsock: Vsock, path: str | Claim) -> None:
-        """Raises HostError if ``path`` cannot be had."""
-        self._vsock, self._loop = vsock, vsock.loop()
-        self._claim = path if isinstance(path, Claim) else Claim(path)
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
         self._clients = 0
-        self.path = self._claim.path
 
-    def begin(self) -> None:
-        """Serve who has connected, and who will."""
-        self._loop.watch(self._claim.socket, self._accept)
+    def open(self, vsock: Vsock) -> None:
+        """Serve who connects, once the guest's agent is there; until then they wait."""
+        self._vsock, self._loop = vsock, vsock.loop()
+        vsock.answer_all(self._claim.path)
+        vsock.when_started(lambda: self._loop.watch(self._claim.socket, self._accept))
 
-    def end(self) -> None:
-        """After the thread has ended: remove the socket's name."""
+    def close(self) -> None:
+        """Remove the socket; not while the thread runs."""
         self._claim.release()
 
     def _accept(self) -> None:
