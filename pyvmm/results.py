@@ -125,6 +125,43 @@ class Kept:
         return b"".join(self._parts)
 
 
+class Frames:
+    """Cuts the guest's bytes, in whatever pieces they come, into frames."""
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._at = 0
+
+    def feed(self, data: bytes) -> None:
+        self._data = self._data[self._at :] + data  # which copies nothing if nothing is left
+        self._at = 0
+
+    def __bool__(self) -> bool:
+        """Whether there is anything left."""
+        return self._at < len(self._data)
+
+    def next(self) -> tuple[int, int, bytes] | None:
+        """The next frame's type, index and payload, if all of it is there. Raises GuestError."""
+        begin = self._at + HEADER.size
+        if begin > len(self._data):
+            return None
+        length, kind, index = HEADER.unpack_from(self._data, self._at)
+        if length > MAX_FRAME:
+            raise GuestError(f"the guest's agent sent a frame of {length} bytes")
+        if begin + length > len(self._data):
+            return None
+        self._at = begin + length
+        return kind, index, self._data[begin : self._at]
+
+
+def hello(payload: bytes) -> tuple[int, int]:
+    """HELLO's CPUs and init_ns. Raises GuestError for another version's, struct.error."""
+    version, cpus, init_ns, _memory = struct.unpack("<IIQQ", payload)
+    if version != VERSION:
+        raise GuestError(f"the guest's agent speaks protocol {version}, not {VERSION}")
+    return cpus, init_ns
+
+
 class Session:
     """Takes the guest's bytes as they come and builds the Result. The guest is not trusted."""
 
@@ -143,7 +180,7 @@ class Session:
         self.stdin_taken = 0
         self.file_bytes = 0
         """contents of output files that came: bounded by ``limit`` for each"""
-        self._buffer = bytearray()
+        self._frames = Frames()
         self._stdout, self._stderr = Kept(limit), Kept(limit)
         self._sinks = {
             STDOUT: on_stdout or self._stdout.add,
@@ -155,25 +192,16 @@ class Session:
 
     def follow(self, last: Session) -> None:
         """Be another run's in the same guest, which says HELLO once only. Raises GuestError."""
-        if last._buffer:
+        if last._frames:
             raise GuestError("the guest's agent sent more after END")
         self.hello, self.init_ns, self.result.cpus = True, last.init_ns, last.result.cpus
         self._seen.add(HELLO)
 
     def feed(self, data: bytes) -> None:
         """Take more bytes. Raises GuestError if they are not the protocol."""
-        self._buffer += data
-        at, have = 0, len(self._buffer)
-        while have - at >= HEADER.size and not self.end:
-            length, kind, index = HEADER.unpack_from(self._buffer, at)
-            if length > MAX_FRAME:
-                raise GuestError(f"the guest's agent sent a frame of {length} bytes")
-            if have - at - HEADER.size < length:
-                break
-            at += HEADER.size
-            self._frame(kind, index, bytes(self._buffer[at : at + length]))
-            at += length
-        del self._buffer[:at]
+        self._frames.feed(data)
+        while not self.end and (frame := self._frames.next()):
+            self._frame(*frame)
 
     def finish(self) -> Result:
         """The Result of all that has come so far."""
@@ -205,9 +233,7 @@ class Session:
             raise GuestError(f"the guest's agent sent frame type {kind} twice")
         self._seen.add(kind)
         if kind == HELLO:
-            version, self.result.cpus, self.init_ns, _memory = struct.unpack("<IIQQ", payload)
-            if version != VERSION:
-                raise GuestError(f"the guest's agent speaks protocol {version}, not {VERSION}")
+            self.result.cpus, self.init_ns = hello(payload)
             self.hello = True
         elif kind == STARTED:
             (self.started_ns,) = struct.unpack("<Q", payload)
