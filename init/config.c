@@ -13,6 +13,10 @@ enum config_key {
 	KEY_PRIVILEGED,
 	KEY_CLOCK,
 	KEY_LIMIT,
+	KEY_TTY,
+	KEY_HOLD,
+	KEY_PORT,
+	KEYS,
 };
 
 #define ENV_DEFAULTS 4	   /* PATH, HOME, TERM, HOSTNAME */
@@ -67,6 +71,14 @@ static bool config_flag(const char *record, uint32_t length)
 	if (length != 1 || value > 1)
 		fail(CODE_INTERNAL, "config: a flag is not 0 or 1", NULL);
 	return value;
+}
+
+static void config_bytes(void *to, uint32_t size, const char *what, const char *record,
+			 uint32_t length)
+{
+	if (length != size)
+		fail(CODE_INTERNAL, "config: ", what, NULL);
+	memcpy(to, record + sizeof(struct record), size);
 }
 
 static size_t env_key_len(const char *entry)
@@ -151,43 +163,73 @@ static void config_record(struct config *c, char *record, const struct record *r
 		c->privileged = config_flag(record, r->length);
 		break;
 	case KEY_CLOCK:
-		if (r->length != sizeof(c->clock_ns))
-			fail(CODE_INTERNAL, "config: the clock is not 8 bytes", NULL);
-		memcpy(&c->clock_ns, record + sizeof(*r), sizeof(c->clock_ns));
+		config_bytes(&c->clock_ns, sizeof(c->clock_ns), "the clock is not 8 bytes", record,
+			     r->length);
 		break;
 	case KEY_LIMIT:
-		if (r->length != sizeof(c->limit))
-			fail(CODE_INTERNAL, "config: the limit is not 8 bytes", NULL);
-		memcpy(&c->limit, record + sizeof(*r), sizeof(c->limit));
+		config_bytes(&c->limit, sizeof(c->limit), "the limit is not 8 bytes", record,
+			     r->length);
+		break;
+	case KEY_TTY:
+		config_bytes(&c->size, sizeof(c->size), "the terminal's size is not 4 bytes",
+			     record, r->length);
+		c->tty = true;
+		break;
+	case KEY_HOLD:
+		c->hold = config_flag(record, r->length);
+		break;
+	case KEY_PORT:
+		config_bytes(&c->ports[c->port_count++], sizeof(c->ports[0]),
+			     "a port is not 2 bytes", record, r->length);
 		break;
 	default:
 		fail(CODE_INTERNAL, "config: unknown key", NULL);
 	}
 }
 
-void config_parse(struct config *c, char *data, uint32_t length)
+/* With a base, the machine's own: what is not said is as there, but for the program and its input.
+ */
+static void config_begin(struct config *c, const struct config *base, const size_t count[KEYS])
+{
+	size_t inherited = base ? base->env_given : 0;
+
+	*c = (struct config){.workdir = "/", .user = "", .limit = UINT64_MAX};
+	if (base) {
+		c->workdir = base->workdir;
+		c->user = base->user;
+		c->hostname = base->hostname;
+		c->privileged = base->privileged;
+	}
+	c->args = mem_alloc((count[KEY_ARG] + 1) * sizeof(char *));
+	c->env = mem_alloc((inherited + count[KEY_ENV] + ENV_DEFAULTS + 1) * sizeof(char *));
+	c->outputs = mem_alloc((count[KEY_OUTPUT] + 1) * sizeof(char *));
+	c->ports = mem_alloc((count[KEY_PORT] + 1) * sizeof(c->ports[0]));
+	if (inherited)
+		memcpy(c->env, base->env, inherited * sizeof(char *));
+	c->env_count = inherited;
+}
+
+void config_parse(struct config *c, const struct config *base, char *data, uint32_t length)
 {
 	const char *end = data + length;
-	size_t count[KEY_LIMIT + 1] = {0};
+	size_t count[KEYS] = {0};
 	struct record r;
 	char *at;
 
 	for (at = data; at < end;) {
 		config_next(&at, end, &r);
-		if (r.key <= KEY_LIMIT)
+		if (r.key < KEYS)
 			count[r.key]++;
 	}
-	c->args = mem_alloc((count[KEY_ARG] + 1) * sizeof(char *));
-	c->env = mem_alloc((count[KEY_ENV] + ENV_DEFAULTS + 1) * sizeof(char *));
-	c->outputs = mem_alloc((count[KEY_OUTPUT] + 1) * sizeof(char *));
-	c->workdir = "/";
-	c->user = "";
-	c->limit = UINT64_MAX;
+	config_begin(c, base, count);
 	for (at = data; at < end;) {
 		char *record = config_next(&at, end, &r);
 
 		config_record(c, record, &r);
 	}
-	if (!c->arg_count)
+	c->env_given = c->env_count;
+	if (base && (c->output_count || c->port_count || c->hold))
+		fail(CODE_INTERNAL, "config: a session has no outputs, ports or hold", NULL);
+	if (!c->arg_count && !c->hold)
 		fail(CODE_INTERNAL, "no command specified", NULL);
 }

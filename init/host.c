@@ -8,8 +8,10 @@
 #define PORT_RESET  0x604
 #define PORT_SERIAL 0x3f8
 
+#define ANY_CID	  0xffffffff
 #define HOST_CID  2
 #define HOST_PORT 1024
+#define BACKLOG	  128
 
 /* linux/vm_sockets.h needs a libc for struct sockaddr. */
 struct sockaddr_vm {
@@ -45,6 +47,7 @@ void host_drop_ports(void)
 {
 	if (ports_open)
 		sys_iopl(0);
+	ports_open = false;
 }
 
 void host_mark(enum host_mark mark)
@@ -55,7 +58,7 @@ void host_mark(enum host_mark mark)
 int host_connect(void)
 {
 	const struct sockaddr_vm host = {.family = AF_VSOCK, .port = HOST_PORT, .cid = HOST_CID};
-	long fd = sys_socket(AF_VSOCK, SOCK_STREAM | O_CLOEXEC, 0);
+	long fd = sys_socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	long err = fd;
 
 	if (fd >= 0)
@@ -63,6 +66,34 @@ int host_connect(void)
 	if (err < 0)
 		fail_errno(CODE_INTERNAL, "vsock: connecting to CID 2, port 1024", err);
 	return fd;
+}
+
+/* The listening socket, or a negative errno. */
+long host_listen(uint32_t port)
+{
+	const struct sockaddr_vm any = {.family = AF_VSOCK, .port = port, .cid = ANY_CID};
+	long fd = sys_socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	long err = fd;
+
+	if (fd >= 0)
+		err = sys_bind(fd, &any, sizeof(any));
+	if (!err)
+		err = sys_listen(fd, BACKLOG);
+	return err < 0 ? err : fd;
+}
+
+/* The next connection of the host's, or a negative errno. The guest's own programs get none. */
+long host_accept(int listener, int flags)
+{
+	for (;;) {
+		struct sockaddr_vm peer = {0};
+		unsigned length = sizeof(peer);
+		long fd = sys_accept4(listener, &peer, &length, SOCK_CLOEXEC | flags);
+
+		if (fd < 0 || peer.cid == HOST_CID)
+			return fd;
+		sys_close(fd);
+	}
 }
 
 /* Nothing is synced: the disk lives as long as the machine. */

@@ -34,6 +34,18 @@ static void clock_set(uint64_t ns)
 		fail_errno(CODE_INTERNAL, "clock", err);
 }
 
+/* The machine is there for its sessions, until the host ends it. */
+static _Noreturn void init_hold(void)
+{
+	struct program none = {.in = -1, .out = {-1, -1}, .start_ns = clock_ns()};
+	struct exit_report report = {0};
+
+	host_mark(MARK_START);
+	proto_send(FRAME_STARTED, 0, &none.start_ns, sizeof(none.start_ns));
+	pump_run(&none, &report);
+	process_end();
+}
+
 void init_main(void)
 {
 	uint64_t init_ns = clock_ns();
@@ -56,7 +68,7 @@ void init_main(void)
 	data = proto_read_opening(&opening);
 	if (opening.type != FRAME_CONFIG)
 		proto_broken("the first frame is no CONFIG");
-	config_parse(&config, data, opening.length);
+	config_parse(&config, NULL, data, opening.length);
 	if (config.clock_ns)
 		clock_set(config.clock_ns);
 
@@ -66,6 +78,10 @@ void init_main(void)
 		mounts_protect();
 	net_loopback();
 	net_names(config.hostname);
+	sessions_open(&config, init_ns);
+	forward_open(&config);
+	if (config.hold)
+		init_hold();
 	user_resolve(&user, config.user);
 
 	for (;;) {
@@ -73,6 +89,7 @@ void init_main(void)
 		struct program program;
 
 		spawn_program(&program, &config, &user);
+		proto_send(FRAME_STARTED, 0, &program.start_ns, sizeof(program.start_ns));
 		pump_run(&program, &report);
 		usage_collect(&report);
 		proto_send(FRAME_EXIT, 0, &report, sizeof(report));

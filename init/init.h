@@ -16,6 +16,8 @@ bool host_print(const char *text, size_t length);
 void host_drop_ports(void);
 void host_mark(enum host_mark mark);
 int host_connect(void);
+long host_listen(uint32_t port);
+long host_accept(int listener, int flags);
 _Noreturn void host_reset(void);
 
 /* boot.c: modules and the disk, mounted on /root. The unit tests link their own. */
@@ -106,22 +108,37 @@ const uint8_t *proto_read_frame(struct frame *head);
 _Noreturn void proto_finish(void);
 _Noreturn void proto_broken(const char *why);
 
+/* tty.c */
+struct tty_size {
+	uint16_t rows;
+	uint16_t columns;
+};
+
+int tty_open(int *slave, struct tty_size size);
+void tty_resize(int master, struct tty_size size);
+long tty_control(int slave);
+
 /* config.c */
 struct config {
 	char **args;
 	char **env; /* room for the defaults and the NULL is kept at its end */
 	char **outputs;
-	size_t arg_count, env_count, output_count;
+	uint16_t *ports; /* published */
+	size_t arg_count, env_count, output_count, port_count;
+	size_t env_given; /* of env_count: those that are no defaults */
 	const char *workdir;
 	const char *user;
 	const char *hostname;
 	uint64_t clock_ns;
 	uint64_t limit; /* bytes of each output that the host keeps */
+	struct tty_size size;
 	bool stdin_pipe;
 	bool privileged;
+	bool tty;
+	bool hold; /* no program: sessions only */
 };
 
-void config_parse(struct config *c, char *data, uint32_t length);
+void config_parse(struct config *c, const struct config *base, char *data, uint32_t length);
 const char *config_env(const struct config *c, const char *key);
 void config_env_default(struct config *c, const char *key, const char *value);
 
@@ -144,10 +161,14 @@ void net_loopback(void);
 void net_names(const char *hostname);
 
 /* spawn.c and seccomp.c */
+#define PIPE_SIZE (1 << 20)
+
 struct program {
-	int pid;
-	int in; /* -1: the program reads /dev/null */
-	int out[2];
+	int pid;    /* 0: none, the machine is held */
+	int in;	    /* -1: the program reads /dev/null */
+	int out[2]; /* of a terminal only the first */
+	bool tty;
+	uint64_t start_ns;
 };
 
 void spawn_program(struct program *program, struct config *c, const struct user *u);
@@ -179,10 +200,32 @@ void usage_collect(struct exit_report *r);
 /* pump.c and files.c */
 void pump_run(const struct program *p, struct exit_report *r);
 void pump_wait_again(void);
+void pump_leave(void);
+_Noreturn void pump_linger(void);
 void files_send(const struct config *c);
 void files_remove(const struct config *c);
 
-/* tree.c: files to and from the host, in a session's process; END is not theirs to send */
+/* session.c: what else the host asks of a running guest, each in a process of its own */
+extern int sessions_fd; /* listens, -1 in those processes */
+void sessions_open(const struct config *c, uint64_t init_ns);
+bool sessions_accept(void);
+bool sessions_reaped(int pid);
+bool sessions_alive(void);
+void sessions_leave(void);
+
+/* probe.c */
+long loopback_connect(int family, uint16_t port);
+void probe_port(const uint8_t *payload, uint32_t length);
+
+/* forward.c: connections of the host's to published ports, all in one process */
+extern int ports_fd; /* readable if there is one; -1: no ports */
+void forward_open(const struct config *c);
+bool forward_start(void);
+void forward_leave(void);
+bool forward_reaped(int pid);
+
+/* tree_get.c and tree_put.c: files to and from the host, in a session's process; END is not theirs
+ * to send */
 void tree_get(const uint8_t *payload, uint32_t length);
 void tree_put(const uint8_t *payload, uint32_t length);
 

@@ -9,36 +9,9 @@
 #include <linux/signalfd.h>
 #include <linux/wait.h>
 
-#include "init.h"
-#include "sys.h"
+#include "pump.h"
 
-#define OUT_SIZE (4 * (sizeof(struct frame) + FRAME_MAX))
-
-enum source_id { HOST, CHILDREN, INPUT, OUTPUT, ERRORS, SOURCES };
-
-struct source {
-	int fd; /* -1: closed */
-	bool ready;
-};
-
-static struct pump {
-	int epoll;
-	int pid;
-	struct source source[SOURCES];
-	struct exit_report *report;
-	bool over;	   /* END is sent, and AGAIN has not come */
-	bool host_blocked; /* EPOLLOUT is watched only then: each credit of the host's is an edge */
-	bool ended;	   /* the program is */
-	bool childless;
-	bool input_ended;
-	size_t out_head, out_tail;
-	size_t in_len;
-	size_t stdin_head, stdin_tail;
-	uint32_t stdin_taken;
-	uint8_t out[OUT_SIZE]; /* frames, to the host */
-	uint8_t in[sizeof(struct frame) + FRAME_MAX];
-	uint8_t stdin[STDIN_WINDOW];
-} pump;
+static struct pump pump;
 
 static void source_watch(struct pump *p, enum source_id id, int op, uint32_t events)
 {
@@ -51,15 +24,15 @@ static void source_watch(struct pump *p, enum source_id id, int op, uint32_t eve
 
 static void source_open(struct pump *p, enum source_id id, int fd, uint32_t events)
 {
-	p->source[id] = (struct source){fd, fd >= 0};
+	p->source[id] = (struct source){fd, fd >= 0, 0};
 	if (fd >= 0)
 		source_watch(p, id, EPOLL_CTL_ADD, events);
 }
 
-static void source_close(struct source *s)
+void source_close(struct source *s)
 {
 	sys_close(s->fd);
-	*s = (struct source){-1, false};
+	*s = (struct source){-1, false, 0};
 }
 
 static bool out_empty(const struct pump *p)
@@ -87,7 +60,7 @@ static bool pump_flush(struct pump *p)
 
 	if (out_empty(p) || p->host_blocked)
 		return false;
-	n = sys_sendto(proto_fd, p->out + p->out_head, p->out_tail - p->out_head,
+	n = sys_sendto(p->source[HOST].fd, p->out + p->out_head, p->out_tail - p->out_head,
 		       MSG_DONTWAIT | MSG_NOSIGNAL, NULL, 0);
 	if (n == -EAGAIN) {
 		p->host_blocked = true;
@@ -95,7 +68,7 @@ static bool pump_flush(struct pump *p)
 		return false;
 	}
 	if (n < 0)
-		proto_broken(errno_text(n));
+		pump_host_gone(p, errno_text(n));
 	p->out_head += n;
 	if (out_empty(p))
 		p->out_head = p->out_tail = 0;
@@ -107,52 +80,18 @@ static bool pump_output(struct pump *p, enum source_id id, uint16_t type)
 	struct source *s = &p->source[id];
 	long n;
 
-	if (!s->ready || !out_has_room(p, FRAME_MAX))
+	if (s->fd < 0 || !s->ready || !out_has_room(p, FRAME_MAX))
 		return false;
 	n = sys_read(s->fd, p->out + p->out_tail + sizeof(struct frame), FRAME_MAX);
 	if (n == -EAGAIN)
 		s->ready = false;
 	else if (n <= 0)
-		source_close(s);
-	else
+		source_close(s); /* EIO is the end of a terminal */
+	else if (!p->lingers)
 		out_push(p, type, n);
+	if (n > 0 && p->ended)
+		s->left -= n;
 	return n != -EAGAIN;
-}
-
-static void stdin_drop(struct pump *p)
-{
-	p->stdin_taken += p->stdin_tail - p->stdin_head;
-	p->stdin_head = p->stdin_tail = 0;
-}
-
-static bool pump_stdin(struct pump *p)
-{
-	struct source *s = &p->source[INPUT];
-	long n;
-
-	if (s->fd < 0) {
-		stdin_drop(p);
-		return false;
-	}
-	if (p->stdin_head == p->stdin_tail) {
-		if (p->input_ended)
-			source_close(s);
-		return false;
-	}
-	if (!s->ready)
-		return false;
-	n = sys_write(s->fd, p->stdin + p->stdin_head, p->stdin_tail - p->stdin_head);
-	if (n == -EAGAIN) {
-		s->ready = false;
-		return false;
-	}
-	if (n < 0) {
-		source_close(s); /* EPIPE: the program wants no more */
-		return true;
-	}
-	p->stdin_head += n;
-	p->stdin_taken += n;
-	return true;
 }
 
 static bool pump_stdin_taken(struct pump *p)
@@ -166,97 +105,43 @@ static bool pump_stdin_taken(struct pump *p)
 	return true;
 }
 
-static void host_stdin(struct pump *p, const uint8_t *payload, uint32_t length)
-{
-	size_t held = p->stdin_tail - p->stdin_head;
-
-	if (!length)
-		p->input_ended = true;
-	if (held + p->stdin_taken + length > STDIN_WINDOW)
-		proto_broken("more STDIN than the window allows");
-	if (length > STDIN_WINDOW - p->stdin_tail) {
-		memmove(p->stdin, p->stdin + p->stdin_head, held);
-		p->stdin_head = 0;
-		p->stdin_tail = held;
-	}
-	memcpy(p->stdin + p->stdin_tail, payload, length);
-	p->stdin_tail += length;
-}
-
-static void host_kill(const uint8_t *payload, uint32_t length)
-{
-	uint32_t signal;
-
-	if (length != sizeof(signal))
-		proto_broken("a KILL frame of the wrong size");
-	memcpy(&signal, payload, sizeof(signal));
-	if (!signal || signal > SIGNAL_LAST)
-		proto_broken("a KILL frame with no such signal");
-	sys_kill(-1, signal);
-}
-
-/* Up to an AGAIN: what follows that is for the next run. */
-static void host_frames(struct pump *p)
-{
-	size_t at = 0;
-	struct frame head;
-
-	while (p->in_len - at >= sizeof(head)) {
-		const uint8_t *payload = p->in + at + sizeof(head);
-
-		memcpy(&head, p->in + at, sizeof(head));
-		if (head.length > FRAME_MAX)
-			proto_broken("a frame is too long");
-		if (p->in_len - at - sizeof(head) < head.length)
-			break;
-		if (head.type == FRAME_STDIN)
-			host_stdin(p, payload, head.length);
-		else if (head.type == FRAME_KILL)
-			host_kill(payload, head.length);
-		else if (head.type == FRAME_AGAIN && !head.length && p->over)
-			p->over = false;
-		else
-			proto_broken("an unexpected frame");
-		at += sizeof(head) + head.length;
-		if (head.type == FRAME_AGAIN)
-			break;
-	}
-	memmove(p->in, p->in + at, p->in_len - at);
-	p->in_len -= at;
-}
-
-/* Never held back: init always has room for what the STDIN window lets the host send. */
-static bool pump_host(struct pump *p)
-{
-	struct source *s = &p->source[HOST];
-	long n;
-
-	if (!s->ready)
-		return false;
-	n = sys_recvfrom(proto_fd, p->in + p->in_len, sizeof(p->in) - p->in_len, MSG_DONTWAIT, NULL,
-			 NULL);
-	if (n == -EAGAIN) {
-		s->ready = false;
-		return false;
-	}
-	if (n <= 0)
-		proto_broken(n ? errno_text(n) : "closed by the host");
-	p->in_len += n;
-	host_frames(p);
-	return true;
-}
-
-/* What the program leaves behind may hold its pipes: it ends with it. */
+/*
+ * What the program leaves behind ends with it, and so do the sessions: they may hold its pipes. A
+ * session's leaves servers running: what is in its pipes now is its own, what comes later theirs.
+ */
 static void program_ended(struct pump *p, int status)
 {
 	struct exit_report *r = p->report;
 
 	r->end_ns = clock_ns();
 	host_mark(MARK_END);
-	sys_kill(-1, SIGKILL);
+	if (!p->session)
+		sys_kill(-1, SIGKILL);
 	r->signal = status & 0x7f;
 	r->code = r->signal ? 128 + r->signal : (status >> 8 & 0xff);
 	p->ended = true;
+	p->crowded = sessions_alive();
+	for (enum source_id id = OUTPUT; id <= ERRORS; id++) {
+		p->source[id].ready = p->source[id].fd >= 0;
+		p->source[id].left = PIPE_SIZE;
+	}
+}
+
+static void child_ended(struct pump *p, int pid, int status, const struct rusage *usage)
+{
+	if (sessions_reaped(pid))
+		return;
+	if (forward_reaped(pid)) {
+		if (!p->ended)
+			source_open(p, PORTS, ports_fd, EPOLLIN);
+		return;
+	}
+	/* Killed together with the sessions, whose orphans init has got: nobody knows whose. */
+	if (p->ended && p->crowded)
+		return;
+	usage_add(p->report, usage);
+	if (pid == p->pid)
+		program_ended(p, status);
 }
 
 static bool pump_children(struct pump *p)
@@ -272,12 +157,35 @@ static bool pump_children(struct pump *p)
 	/* While one SIGCHLD is pending the next makes no event: it is taken before the reaping. */
 	sys_read(s->fd, &info, sizeof(info));
 	s->ready = false;
-	while ((pid = sys_wait4(-1, &status, WNOHANG, &usage)) > 0) {
-		if (pid == p->pid)
-			program_ended(p, status);
-		usage_add(p->report, &usage);
-	}
+	while ((pid = sys_wait4(-1, &status, WNOHANG, &usage)) > 0)
+		child_ended(p, pid, status, &usage);
 	p->childless = pid == -ECHILD;
+	return true;
+}
+
+/* A new process of init's begins in here, and does not come back. */
+static bool pump_sessions(struct pump *p)
+{
+	struct source *s = &p->source[SESSIONS];
+
+	if (!s->ready || p->ended)
+		return false;
+	s->ready = sessions_accept();
+	return s->ready;
+}
+
+/* The forwarder takes all that comes, for as long as it lives. */
+static bool pump_ports(struct pump *p)
+{
+	struct source *s = &p->source[PORTS];
+
+	if (!s->ready || p->ended)
+		return false;
+	s->ready = false;
+	if (!forward_start())
+		return false;
+	source_watch(p, PORTS, EPOLL_CTL_DEL, 0);
+	s->fd = -1;
 	return true;
 }
 
@@ -293,14 +201,19 @@ static void pump_wait(struct pump *p)
 			p->host_blocked = false;
 			source_watch(p, HOST, EPOLL_CTL_MOD, EPOLLIN | EPOLLRDHUP);
 		}
-		p->source[id].ready = true;
+		p->source[id].ready = p->source[id].fd >= 0;
 	}
+}
+
+static bool output_done(const struct pump *p, const struct source *s)
+{
+	return s->fd < 0 || (p->session && (!s->ready || s->left <= 0));
 }
 
 static bool pump_done(const struct pump *p)
 {
-	return p->ended && p->childless && p->source[OUTPUT].fd < 0 && p->source[ERRORS].fd < 0 &&
-	       out_empty(p);
+	return p->ended && (p->childless || p->session) && output_done(p, &p->source[OUTPUT]) &&
+	       output_done(p, &p->source[ERRORS]) && out_empty(p);
 }
 
 void pump_run(const struct program *program, struct exit_report *report)
@@ -309,6 +222,8 @@ void pump_run(const struct program *program, struct exit_report *report)
 	struct pump *p = &pump;
 
 	p->pid = program->pid;
+	p->tty = program->tty;
+	p->input_last = '\n';
 	p->report = report;
 	p->epoll = sys_epoll_create1(O_CLOEXEC);
 	source_open(p, HOST, proto_fd, EPOLLIN | EPOLLRDHUP);
@@ -317,6 +232,8 @@ void pump_run(const struct program *program, struct exit_report *report)
 	source_open(p, INPUT, program->in, EPOLLOUT);
 	source_open(p, OUTPUT, program->out[0], EPOLLIN);
 	source_open(p, ERRORS, program->out[1], EPOLLIN);
+	source_open(p, SESSIONS, sessions_fd, EPOLLIN);
+	source_open(p, PORTS, ports_fd, EPOLLIN);
 	host_frames(p); /* that came together with AGAIN */
 
 	while (!pump_done(p)) {
@@ -328,6 +245,8 @@ void pump_run(const struct program *program, struct exit_report *report)
 		moved |= pump_stdin(p);
 		moved |= pump_stdin_taken(p);
 		moved |= pump_flush(p);
+		moved |= pump_sessions(p);
+		moved |= pump_ports(p);
 		if (!moved)
 			pump_wait(p);
 	}
@@ -336,10 +255,10 @@ void pump_run(const struct program *program, struct exit_report *report)
 static void pump_reset(struct pump *p)
 {
 	sys_close(p->epoll);
-	for (enum source_id id = CHILDREN; id < SOURCES; id++)
+	for (enum source_id id = CHILDREN; id <= ERRORS; id++)
 		if (p->source[id].fd >= 0)
 			source_close(&p->source[id]);
-	p->ended = p->childless = p->input_ended = false;
+	p->ended = p->childless = p->crowded = p->input_ended = false;
 	p->stdin_head = p->stdin_tail = p->stdin_taken = 0;
 }
 
@@ -361,4 +280,53 @@ void pump_wait_again(void)
 		host_frames(p);
 	}
 	pump_reset(p);
+}
+
+/* In a process of init's that has just begun: what it was forked from is init's. */
+void pump_leave(void)
+{
+	struct pump *p = &pump;
+
+	pump_reset(p);
+	source_close(&p->source[HOST]);
+	proto_fd = -1;
+	p->session = true;
+	p->pid = 0;
+	p->host_blocked = false;
+	p->in_len = p->out_head = p->out_tail = 0;
+}
+
+/*
+ * A session after END, or without a host: for as long as something that its program started runs,
+ * whose output goes nowhere. Without this process it would be the main program's.
+ */
+void pump_linger(void)
+{
+	struct pump *p = &pump;
+
+	p->lingers = true;
+	p->out_head = p->out_tail = 0;
+	while (!p->childless || p->source[HOST].fd >= 0) {
+		bool moved = pump_children(p);
+
+		moved |= pump_output(p, OUTPUT, FRAME_STDOUT);
+		moved |= pump_output(p, ERRORS, FRAME_STDERR);
+		moved |= pump_host(p);
+		if (!moved)
+			pump_wait(p);
+	}
+	sys_exit_group(0);
+	__builtin_unreachable();
+}
+
+/* Before END: the run ends with its host. So does a session, which leaves alone what others began.
+ */
+void pump_host_gone(struct pump *p, const char *why)
+{
+	if (!p->session)
+		proto_broken(why);
+	if (!p->ended)
+		sys_kill(-p->pid, SIGKILL);
+	source_close(&p->source[HOST]);
+	pump_linger();
 }

@@ -7,7 +7,6 @@
 
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #define PATH_SIZE    4096
-#define PIPE_SIZE    (1 << 20)
 #define NOFILE	     1048576 /* as Docker */
 
 /*
@@ -41,6 +40,17 @@ static void pipe_make_output(int fds[2])
 	pipe_make(fds);
 	sys_fcntl(fds[0], F_SETPIPE_SZ, PIPE_SIZE);
 	sys_fcntl(fds[0], F_SETFL, O_NONBLOCK);
+}
+
+/* One slave in the program's three places, the master twice: each direction is closed by itself. */
+static void pipe_make_tty(struct pipes *p, const struct config *c)
+{
+	p->out[0] = tty_open(&p->in[0], c->size);
+	p->out[1] = p->err[1] = p->in[0];
+	p->err[0] = -1;
+	p->in[1] = sys_fcntl(p->out[0], F_DUPFD_CLOEXEC, 0);
+	if (p->in[1] < 0)
+		fail_errno(CODE_INTERNAL, "terminal", p->in[1]);
 }
 
 static void pipe_make_input(int fds[2], bool piped)
@@ -145,10 +155,14 @@ static _Noreturn void child_run(const struct pipes *p, const struct config *c, c
 	sys_umask(022);
 	for (int fd = 0; fd < 3; fd++) {
 		/* A program that is not root may open /dev/stdout only if it owns the pipe. */
-		if (fd || c->stdin_pipe)
+		if (c->tty)
+			sys_fchown(stdio[fd], u->uid, -1); /* the group is devpts' own, tty */
+		else if (fd || c->stdin_pipe)
 			sys_fchown(stdio[fd], u->uid, u->gid);
 		child_check(status, "stdio", sys_dup2(stdio[fd], fd));
 	}
+	if (c->tty)
+		child_check(status, "terminal", tty_control(0));
 	sys_setrlimit(RLIMIT_NOFILE, &files);
 	child_set_ids(status, c, u);
 	sys_rt_sigprocmask(SIG_SETMASK, &no_signals, NULL, sizeof(no_signals));
@@ -198,7 +212,7 @@ static _Noreturn void spawn_failed(const char *name, long err)
 }
 
 /* Waits until the child is ready, takes the time, lets it go, and waits for its exec. */
-static void spawn_start(const struct pipes *p, const char *name)
+static uint64_t spawn_start(const struct pipes *p, const char *name)
 {
 	struct report r;
 	uint64_t start_ns;
@@ -213,7 +227,7 @@ static void spawn_start(const struct pipes *p, const char *name)
 	sys_write(p->go[1], "", 1);
 	if (sys_read(p->status[0], &r, sizeof(r)) == sizeof(r))
 		spawn_failed(name, r.err);
-	proto_send(FRAME_STARTED, 0, &start_ns, sizeof(start_ns));
+	return start_ns;
 }
 
 void spawn_program(struct program *program, struct config *c, const struct user *u)
@@ -230,9 +244,13 @@ void spawn_program(struct program *program, struct config *c, const struct user 
 	if (c->hostname)
 		config_env_default(c, "HOSTNAME", c->hostname);
 
-	pipe_make_input(p.in, c->stdin_pipe);
-	pipe_make_output(p.out);
-	pipe_make_output(p.err);
+	if (c->tty) {
+		pipe_make_tty(&p, c);
+	} else {
+		pipe_make_input(p.in, c->stdin_pipe);
+		pipe_make_output(p.out);
+		pipe_make_output(p.err);
+	}
 	pipe_make(p.status);
 	pipe_make(p.go);
 	program->pid = sys_fork();
@@ -241,14 +259,17 @@ void spawn_program(struct program *program, struct config *c, const struct user 
 	if (program->pid < 0)
 		fail_errno(CODE_INTERNAL, "fork", program->pid);
 	sys_close(p.in[0]);
-	sys_close(p.out[1]);
-	sys_close(p.err[1]);
+	if (!c->tty) {
+		sys_close(p.out[1]);
+		sys_close(p.err[1]);
+	}
 	sys_close(p.status[1]);
 	sys_close(p.go[0]);
-	spawn_start(&p, c->args[0]);
+	program->start_ns = spawn_start(&p, c->args[0]);
 	sys_close(p.status[0]);
 	sys_close(p.go[1]);
 	program->in = p.in[1];
 	program->out[0] = p.out[0];
 	program->out[1] = p.err[0];
+	program->tty = c->tty;
 }

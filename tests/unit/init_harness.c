@@ -1,20 +1,22 @@
 /*
  * Stands in for init's host.c and boot.c, so that the rest runs natively as PID 1 of new
- * namespaces: the connection, the image's root and the marks are inherited descriptors.
+ * namespaces: the connection, the image's root and the marks are inherited descriptors. Where the
+ * guest listens on a vsock port there is a Unix socket of that name in a directory that is another.
  */
 #include "init.h"
 #include "sys.h"
 
+#define AF_UNIX	   1
 #define MS_PRIVATE (1 << 18)
 
-enum { HOST_FD = 3, ROOT_FD = 4, MARK_FD = 5 };
+enum { HOST_FD = 3, ROOT_FD = 4, MARK_FD = 5, PORTS_FD = 6 };
 
 void host_open_ports(void)
 {
 	/* init kills with kill(-1): nowhere but as the first process of a namespace. */
 	if (sys_getpid() != 1)
 		sys_exit_group(99);
-	for (int fd = HOST_FD; fd <= MARK_FD; fd++)
+	for (int fd = HOST_FD; fd <= PORTS_FD; fd++)
 		sys_fcntl(fd, F_SETFD, FD_CLOEXEC);
 	/* A kernel starts init with no signal ignored; who started this may have. */
 	for (int number = 1; number <= 64; number++) {
@@ -24,8 +26,11 @@ void host_open_ports(void)
 	}
 }
 
+static bool dropped;
+
 void host_drop_ports(void)
 {
+	dropped = true;
 }
 
 /* Nobody has a port here: to descriptor 2, then. */
@@ -40,12 +45,37 @@ void host_mark(enum host_mark mark)
 {
 	char byte = mark;
 
-	sys_write(MARK_FD, &byte, 1);
+	if (!dropped)
+		sys_write(MARK_FD, &byte, 1);
 }
 
 int host_connect(void)
 {
 	return HOST_FD;
+}
+
+long host_listen(uint32_t port)
+{
+	struct {
+		uint16_t family;
+		char path[108];
+	} address = {.family = AF_UNIX};
+	struct text t = {address.path, sizeof(address.path), 0};
+	long fd = sys_socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	long err = fd;
+
+	text_add(&t, "/proc/self/fd/6/");
+	text_add_number(&t, port);
+	if (fd >= 0)
+		err = sys_bind(fd, &address, sizeof(address));
+	if (!err)
+		err = sys_listen(fd, 128);
+	return err < 0 ? err : fd;
+}
+
+long host_accept(int listener, int flags)
+{
+	return sys_accept4(listener, NULL, NULL, SOCK_CLOEXEC | flags);
 }
 
 void host_reset(void)

@@ -8,261 +8,46 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import resource
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-INIT = HERE.parent.parent / "init"
-
-HELLO, STARTED, STDOUT, STDERR, EXIT, FILE_BEGIN, FILE_DATA, FILE_END, FAILED, END, TAKEN = range(
-    1, 12
+from .init_guest import (
+    AGAIN,
+    ARG,
+    CLOCK,
+    CONFIG,
+    END,
+    ENV,
+    EXIT,
+    FAILED,
+    FILE_BEGIN,
+    HELLO,
+    HOSTNAME,
+    KILL,
+    LIMIT,
+    OUTPUT,
+    PRIVILEGED,
+    STARTED,
+    STDIN,
+    STDIN_PIPE,
+    STDOUT,
+    TAKEN,
+    USER,
+    WORKDIR,
+    Guest,
+    Run,
+    frame,
+    record,
 )
-CONFIG, STDIN, KILL, AGAIN = range(1, 5)
-ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, STDIN_PIPE, PRIVILEGED, CLOCK, LIMIT = range(1, 11)
-
-EXIT_FIELDS = (
-    "code",
-    "signal",
-    "end_ns",
-    "user_us",
-    "system_us",
-    "peak_rss",
-    "minor_faults",
-    "major_faults",
-    "block_in",
-    "block_out",
-    "voluntary",
-    "involuntary",
-    "steal_ns",
-    "oom_kills",
-)
-
-PASSWD = """\
-root:x:0:0:root:/root:/bin/sh
-# a comment, and then lines that no parser should trip over
-
-broken
-negative:x:-1:-1::/:
-alice:x:1000:1000:Alice:/home/alice:/bin/sh
-homeless:x:1001:1001:::
-"""
-GROUP = """\
-root:x:0:
-wheel:x:10:root,alice
-short
-audio:x:29:bob,alice
-alice:x:1000:
-staff:x:50:alicex
-"""
-
-
-def record(key: int, value: bytes | str | int) -> bytes:
-    if isinstance(value, int):
-        value = bytes([value])
-    data = value.encode() if isinstance(value, str) else value
-    return struct.pack("<HHI", key, 0, len(data)) + data
-
-
-def frame(kind: int, payload: bytes = b"") -> bytes:
-    return struct.pack("<IHH", len(payload), kind, 0) + payload
-
-
-@dataclass
-class Run:
-    """What one run of init sent, in order."""
-
-    frames: list[tuple[int, int, bytes]] = field(default_factory=list)
-    marks: bytes = b""
-    console: str = ""
-
-    def of(self, kind: int) -> list[bytes]:
-        return [payload for k, _, payload in self.frames if k == kind]
-
-    @property
-    def stdout(self) -> bytes:
-        return b"".join(self.of(STDOUT))
-
-    @property
-    def stderr(self) -> bytes:
-        return b"".join(self.of(STDERR))
-
-    @property
-    def exit(self) -> dict[str, int]:
-        (payload,) = self.of(EXIT)
-        return dict(zip(EXIT_FIELDS, struct.unpack("<IIQ11Q", payload), strict=True))
-
-    @property
-    def failed(self) -> tuple[int, str]:
-        (payload,) = self.of(FAILED)
-        return struct.unpack("<I", payload[:4])[0], payload[4:].decode()
-
-    def file(self, index: int) -> tuple[int, bytes, int]:
-        """The errors at its beginning and end, and its bytes."""
-        own = [
-            (k, p)
-            for k, i, p in self.frames
-            if k in (FILE_BEGIN, FILE_DATA, FILE_END) and i == index
-        ]
-        assert own[0][0] == FILE_BEGIN
-        assert own[-1][0] == FILE_END
-        first, last = struct.unpack("<i", own[0][1][:4])[0], struct.unpack("<i", own[-1][1])[0]
-        return first, b"".join(p for k, p in own[1:-1]), last
-
-
-class Guest:
-    """One init in its namespaces, and the host's end of its connection."""
-
-    def __init__(self, harness: Path, root: Path) -> None:
-        self.sock, theirs = socket.socketpair()
-        self.sock.settimeout(60)
-        marks, marks_write = os.pipe()
-        self.marks = marks
-        root_fd = os.open(root, os.O_PATH)
-        # Out of the way of 3, 4 and 5, which the harness wants.
-        high = [
-            fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (theirs.fileno(), root_fd, marks_write)
-        ]
-
-        def place() -> None:
-            for at, fd in enumerate(high, 3):
-                os.dup2(fd, at)
-
-        self.process = subprocess.Popen(
-            [
-                "unshare",
-                "--pid",
-                "--fork",
-                "--kill-child",
-                "--mount",
-                "--net",
-                "--uts",
-                "--ipc",
-                str(harness),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            preexec_fn=place,
-            pass_fds=(3, 4, 5),
-        )
-        for fd in (*high, root_fd, marks_write):
-            os.close(fd)
-        theirs.close()
-        self.run = Run()
-
-    def send(self, data: bytes) -> None:
-        self.sock.sendall(data)
-
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            got = self.sock.recv(size - len(data))
-            if not got:
-                raise EOFError(data)
-            data += got
-        return data
-
-    def receive(self) -> tuple[int, int, bytes]:
-        length, kind, index = struct.unpack("<IHH", self._exactly(8))
-        assert length <= 65536
-        got = (kind, index, self._exactly(length))
-        self.run.frames.append(got)
-        return got
-
-    def until(self, kind: int) -> bytes:
-        while True:
-            got, _, payload = self.receive()
-            if got == kind:
-                return payload
-            assert got != END, self.run.frames
-
-    def end(self) -> Run:
-        """Reads to END (or to the connection's end)."""
-        with contextlib.suppress(EOFError, ConnectionResetError):
-            while not self.run.frames or self.run.frames[-1][0] != END:
-                self.receive()
-        return self.run
-
-    def again(self, more: bytes = b"") -> None:
-        """Asks for another run, and says ``more`` with it."""
-        self.run = Run()
-        self.send(frame(AGAIN) + more)
-
-    def finish(self) -> Run:
-        """Reads to the end, closes, and waits for the reset."""
-        self.end()
-        self.close()
-        return self.run
-
-    def close(self) -> None:
-        self.sock.close()
-        out, _ = self.process.communicate(timeout=30)
-        self.run.console = out.decode(errors="replace")
-        self.run.marks = os.read(self.marks, 100)
-        os.close(self.marks)
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """init itself, the harness and the probe."""
-    if not shutil.which("make") or not shutil.which("gcc"):
-        pytest.skip("needs make and gcc")
-    out = tmp_path_factory.mktemp("init")
-    make = ["make", "-s", "-C", str(INIT), f"BUILD={out}", f"OUT={out / 'init'}"]
-    subprocess.run(make, check=True)
-    subprocess.run([*make, f"HARNESS={HERE / 'init_harness.c'}", f"{out}/harness"], check=True)
-    subprocess.run(
-        ["gcc", "-static", "-O1", "-o", out / "probe", HERE / "init_harness_probe.c"], check=True
-    )
-    return out
-
-
-@pytest.fixture
-def root(tmp_path: Path, built: Path) -> Path:
-    """An image's tree: this machine's /usr, and the rest made here."""
-    if os.geteuid() != 0 or not shutil.which("unshare"):
-        pytest.skip("needs root and unshare(1) to make namespaces")
-    if not Path("/bin").is_symlink():
-        pytest.skip("needs a machine whose /bin is in /usr")
-    root = tmp_path / "root"
-    (root / "usr").mkdir(parents=True)
-    for name in ("bin", "sbin", "lib", "lib64"):
-        (root / name).symlink_to(f"usr/{name}")
-    (root / "etc").mkdir()
-    (root / "etc/passwd").write_text(PASSWD)
-    (root / "etc/group").write_text(GROUP)
-    (root / "home/alice").mkdir(parents=True)
-    shutil.copy(built / "probe", root / "probe")
-    # pytest's own directories are closed to others, which alice must not notice.
-    root.chmod(0o755)
-    return root
-
-
-@pytest.fixture
-def guest(built: Path, root: Path):
-    guests: list[Guest] = []
-
-    def start() -> Guest:
-        guests.append(Guest(built / "harness", root))
-        return guests[-1]
-
-    yield start
-    for g in guests:
-        g.process.kill()
-        g.process.wait()
-        g.sock.close()
 
 
 @pytest.fixture
@@ -978,7 +763,7 @@ def test_wrong_frame_after_the_end(guest, data: bytes) -> None:
         (struct.pack("<HHI", 1, 0, 0xFFFFFFFF), "config: a record is malformed"),
         (struct.pack("<HHI", 1, 1, 0), "config: a record is malformed"),
         (record(0, "x"), "config: unknown key"),
-        (record(11, "x"), "config: unknown key"),
+        (record(14, "x"), "config: unknown key"),
         (record(ARG, b"a\0b"), "config: a record holds a NUL byte"),
         (record(ENV, "novalue"), 'config: "novalue" is not KEY=VALUE'),
         (record(ENV, "=x"), 'config: "=x" is not KEY=VALUE'),
