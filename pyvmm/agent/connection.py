@@ -16,6 +16,14 @@ HELLO_LIMIT = 30.0  # seconds for an agent that accepted us to greet
 ENDED = "the machine ended"
 
 
+class Failed(GuestError):
+    """The agent's own reason; ``code`` is 125, 126 or 127, of copied files an errno."""
+
+    def __init__(self, payload: bytes) -> None:
+        (self.code,) = struct.unpack_from("<I", payload.ljust(4, b"\0"))
+        super().__init__(payload[4:].decode("utf-8", "replace"))
+
+
 class Connection:
     """One session, blocking. ``sock`` is connected to AGENT_PORT, and becomes this object's.
 
@@ -64,15 +72,15 @@ class Connection:
     def frames(self) -> Iterator[tuple[int, int, bytes]]:
         """Each frame's type, index and payload, until END has come.
 
-        FAILED raises GuestError with the agent's reason; so do a connection that ends before END
-        and what is no frame. TimeoutError if the socket has a time-out.
+        FAILED raises Failed with the agent's reason; a connection that ends before END, and what is
+        no frame, GuestError. TimeoutError if the socket has a time-out.
         """
         while True:
             kind, index, payload = self._next()
             if kind == END:
                 return
             if kind == FAILED:
-                raise GuestError(payload[4:].decode("utf-8", "replace"))
+                raise Failed(payload)
             yield kind, index, payload
 
     def _next(self) -> tuple[int, int, bytes]:
