@@ -252,7 +252,7 @@ static void put_as(char *path)
 		tree_fail(ENAMETOOLONG);
 	renamed = memcpy(mem_alloc(TREE_NAME_MAX + 1), path + slash, end - slash);
 	path[slash] = 0;
-	tree_path_leave(slash);
+	tree_path_leave(slash > 1 ? slash - 1 : slash);
 	base.fd = put_open(slash ? path : "/");
 	put_check(base.fd);
 }

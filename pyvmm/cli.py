@@ -29,6 +29,7 @@ MORE = {
     "doctor": "doctor",
     "image": "image_commands",
     "kernel": "kernel_commands",
+    "cp": "agent.copy_commands",
     "ps": "ps",
     "bench": "benchmark.commands",
     "duet": "benchmark.commands",

@@ -40,7 +40,7 @@ class Files:
         OSError EFBIG if there are more than ``limit`` bytes.
         """
         parts: list[bytes] = []
-        self._get(path, Contents(os.fspath(path), parts.append), follow=True, limit=limit)
+        self._get(path, Contents(os.fspath(path), parts.append, limit), follow=True)
         return b"".join(parts)
 
     def write(self, path: Path, data: bytes | BinaryIO, mode: int = 0o644) -> None:
@@ -125,10 +125,10 @@ class Files:
             send_tar(file, sender)
             sender.finish()
 
-    def _get(self, path: Path, sink: Sink, *, follow: bool, limit: int | None = None) -> None:
+    def _get(self, path: Path, sink: Sink, *, follow: bool) -> None:
         with self._connect() as connection:
             connection.send(GET, WORD.pack(FOLLOW if follow else 0) + os.fsencode(path))
-            receive(connection, sink, *([] if limit is None else [limit]))
+            receive(connection, sink)
 
 
 def _put(connection: Connection, path: Path, how: int) -> Sender:

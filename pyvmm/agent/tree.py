@@ -97,11 +97,10 @@ class Sink(Protocol):
     def other(self, entry: Entry) -> None: ...
 
 
-def receive(connection: Connection, sink: Sink, limit: int = SIZE_MAX) -> None:
+def receive(connection: Connection, sink: Sink) -> None:
     """Give the sink the tree that comes, names and order checked: the first entry has no name.
 
-    Raises GuestError for what is no tree, OSError as the guest or the sink says it, or EFBIG if
-    there are more than ``limit`` bytes in its files, holes included.
+    Raises GuestError for what is no tree, OSError as the guest or the sink says it.
     """
     depth, entries, size, in_file = 0, 0, 0, False
     for kind, payload in frames(connection):
@@ -113,8 +112,7 @@ def receive(connection: Connection, sink: Sink, limit: int = SIZE_MAX) -> None:
             size += length
             if size > SIZE_MAX:
                 raise GuestError("the guest's agent sent a file that is too long")
-            if size <= limit:
-                sink.hole(length)
+            sink.hole(length)
         elif kind == LEAVE and in_file:
             in_file = False
             sink.close()
@@ -131,14 +129,12 @@ def receive(connection: Connection, sink: Sink, limit: int = SIZE_MAX) -> None:
                     raise GuestError(f"the guest's tree is deeper than {DEPTH_MAX} directories")
                 sink.directory(entry)
             elif stat.S_ISREG(entry.mode):
-                in_file = True
+                in_file, size = True, 0
                 sink.file(entry)
             else:
                 sink.other(entry)
         else:
             raise GuestError(f"the guest's agent sent frame type {kind} out of place")
-        if size > limit:
-            raise OSError(errno.EFBIG, f"longer than the limit of {limit} bytes")
     if depth or in_file or not entries:
         raise GuestError("the guest's agent said END before all of the files had come")
 

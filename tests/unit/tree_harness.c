@@ -21,6 +21,7 @@ void init_main(void)
 	const uint8_t *payload;
 
 	proto_fd = 3;
+	proto_hello(0);
 	payload = (const uint8_t *)proto_read_opening(&head);
 	if (head.type == FRAME_GET)
 		tree_get(payload, head.length);
