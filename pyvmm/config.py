@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MiB = 1 << 20
 MAX_VCPUS = 64
+TERMINAL = 24, 80  # rows and columns of one that nobody has given a size
 PULLS = "missing", "always", "never"
 
 
@@ -65,8 +66,12 @@ class Config(Record):
     """Seconds from the VM's start until the program must have started."""
     outputs: Sequence[str] = ()
     """Absolute guest paths of files to bring back."""
-    stdin: bytes | None = None
-    """The program's standard input; None: /dev/null."""
+    stdin: bytes | int | None = None
+    """The program's standard input, or a descriptor that it is read from; None: /dev/null."""
+    tty: bool | tuple[int, int] = False
+    """The program gets a terminal, of this many rows and columns; all it prints is its stdout."""
+    hold: bool = False
+    """Start no program: the machine is there for exec(), until it is stopped. No timeout."""
     on_stdout: Sink | None = None
     """Called with the program's output as it comes; then Result.stdout stays empty."""
     on_stderr: Sink | None = None
@@ -124,6 +129,8 @@ class Config(Record):
                 raise UsageError(f"output {path!r}: must be an absolute path in the guest")
         if self.workdir is not None and not self.workdir.startswith("/"):
             raise UsageError(f"workdir {self.workdir!r}: must be an absolute path in the guest")
+        if self.hold and (self.command is not None or self.entrypoint is not None):
+            raise UsageError("hold starts no program: leave out the command")
         for key in self.env:
             if not key or "=" in key or "\0" in key + self.env[key]:
                 raise UsageError(f"environment variable {key!r}: not a usable name or value")
@@ -152,6 +159,11 @@ class Config(Record):
         from .publish import parse
 
         return parse(self.publish)
+
+    @property
+    def terminal(self) -> tuple[int, int] | None:
+        """The rows and columns of the program's terminal, if it has one."""
+        return TERMINAL if self.tty is True else self.tty or None
 
     @property
     def guest_ports(self) -> list[int]:
@@ -208,6 +220,8 @@ def parse_size(value: int | str, name: str) -> int:
 
 def program(config: Config, image: ImageConfig) -> list[str]:
     """The argument vector, by Docker's rules (OCI image-spec config.md, Entrypoint and Cmd)."""
+    if config.hold:
+        return []
     if config.entrypoint is not None:
         argv = [*config.entrypoint, *(config.command or ())]
     else:

@@ -36,7 +36,9 @@ class Options(TypedDict, total=False):
     timeout: float | None
     boot_timeout: float
     outputs: Sequence[str]
-    stdin: bytes | None
+    stdin: bytes | int | None
+    tty: bool | tuple[int, int]
+    hold: bool
     on_stdout: Sink | None
     on_stderr: Sink | None
     max_output: int | str
