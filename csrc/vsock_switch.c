@@ -174,6 +174,7 @@ int vm_set_switch(struct vm *vm, int slot, int fd)
 
 	if (!v)
 		return -ENODEV;
+	v->next_port = FIRST - 1;
 	v->channel = (struct event){.fd = fd, .fn = switch_event};
 	r = loop_add(vm, &v->channel, EPOLLIN | EPOLLET);
 	if (r)
