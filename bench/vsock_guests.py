@@ -168,19 +168,13 @@ def unix(subject: Subject, output: Output) -> Iterator[Guest]:
         machine.vsock.listen(PORT) as control,
         machine.vsock.listen(PORT + 1) as streams,
     ):
-        threading.Thread(target=_wait, args=[machine], daemon=True).start()
+        waiting = threading.Thread(target=machine.wait, daemon=True)
+        waiting.start()
         control.settimeout(TIMEOUT)
         with control.accept()[0] as asked:
             assert machine.pid
             yield Guest(machine.pid, asked, streams)
-
-
-def _wait(machine: pyvmm.Machine) -> None:
-    """See to its output until it is ended."""
-    try:
-        machine.wait()
-    except pyvmm.PyvmmError:
-        pass
+        waiting.join(TIMEOUT)  # without orders the program ends
 
 
 GUESTS = {ours.NAME: unix, qemu.NAME: vhost}
