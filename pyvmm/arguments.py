@@ -29,6 +29,8 @@ class Option(Record):
     many: bool = False
     """may be given again; the value is a list"""
     required: bool = False
+    short: str = ""
+    """a flag's other name, one dash and a letter; such may be written together, as -it"""
 
 
 class Command(Record):
@@ -83,7 +85,7 @@ def parse(program: str, commands: Sequence[Command], words: list[str]) -> tuple[
 
 
 def _read(program: str, command: Command, words: list[str]) -> Values:
-    known = {option.name: option for option in command.options}
+    known = {name: o for o in command.options for name in (o.name, o.short) if name}
     see = f"see {program} {command.name} --help"
     found: dict[str, Any] = {o.name: [] if o.many else o.default for o in command.options}
     left = words[::-1]
@@ -101,12 +103,16 @@ def _read(program: str, command: Command, words: list[str]) -> Values:
         if not _is_option(word):
             rest.append(word)
             continue
+        if len(word) > 2 and word[1] != "-" and all(f"-{letter}" in known for letter in word[1:]):
+            left += [f"-{letter}" for letter in word[:0:-1]]
+            continue
         name, equals, value = word.partition("=")
         if name in ("-h", "--help"):
             raise Help(_help(program, command))
         option = known.get(name)
         if option is None:
             raise UsageError(f"no option {name}: {see}")
+        name = option.name
         given.add(name)
         if not option.metavar:
             if equals:
@@ -161,7 +167,8 @@ def _help(program: str, command: Command) -> str:
     if command.options:
         lines.append("")
     for option in command.options:
-        left = f"{option.name} {option.metavar}".rstrip()
+        names = f"{option.short}, {option.name}" if option.short else option.name
+        left = f"{names} {option.metavar}".rstrip()
         text = f"  {left:{WIDTH}} {option.help}"
         if len(left) > WIDTH:
             text = f"  {left}\n  {'':{WIDTH}} {option.help}"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from .arguments import Values
+    from .machine import Machine
     from .options import Options
     from .results import Result
 
@@ -30,6 +31,7 @@ MORE = {
     "image": "image_commands",
     "kernel": "kernel_commands",
     "cp": "agent.copy_commands",
+    "exec": "agent.commands",
     "ps": "ps",
     "bench": "benchmark.commands",
     "duet": "benchmark.commands",
@@ -114,7 +116,7 @@ def vm_options(a: Values) -> Options:
     """What VM_OPTIONS say, as run() and bench() take it."""
     return {
         "entrypoint": [a.entrypoint] if a.entrypoint else None,
-        "env": dict(_variable(word) for word in a.env),
+        "env": dict(variable(word) for word in a.env),
         "platform": a.platform,
         "pull": a.pull,
         "image_limits": dict(limit(word) for word in a.image_limit),
@@ -150,6 +152,11 @@ def _run(a: Values) -> int:
     options["console"] = sys.stderr.fileno() if a.console else None
     options["counters"] = a.counters
     options["publish"], options["wait_for"] = a.publish, a.wait_for
+    options["hold"], options["stdin"] = a.hold, 0 if a.interactive else None
+    if a.tty:
+        from .agent import terminal
+
+        options["tty"] = terminal.size()
     if a.dry_run:
         return _dry_run(a.image, command or None, options)
     from .launch import WorkerProcess, server
@@ -159,8 +166,8 @@ def _run(a: Values) -> int:
     if a.jail == "off":
         say("warning: --jail=off: a guest that breaks out of the monitor has all your rights")
     if not a.json:
-        options["on_stdout"] = _writer(1)
-        options["on_stderr"] = _writer(2)
+        options["on_stdout"] = writer(1)
+        options["on_stderr"] = writer(2)
     from .machine import Machine  # while the worker makes a VM
 
     machine = Machine(a.image, command or None, progress=say, name=a.name, **options)
@@ -172,10 +179,20 @@ def _run(a: Values) -> int:
         for port in machine.published:
             if port.chosen:
                 say(f"{port} is the guest's port {port.guest_port}")
-        return _deliver(machine.wait(), outputs, a)
+        return _deliver(_wait(machine, a), outputs, a)
     except BaseException:
         machine.kill()
         raise
+
+
+def _wait(machine: Machine, a: Values) -> Result:
+    if not a.tty:
+        return machine.wait()
+    from .agent import terminal
+
+    with terminal.lent(keys=a.interactive) as signals:
+        machine.sources.append(signals)
+        return machine.wait()
 
 
 def _deliver(result: Result, outputs: dict[str, str], a: Values) -> int:
@@ -212,8 +229,8 @@ def _deliver(result: Result, outputs: dict[str, str], a: Values) -> int:
         if a.json == "-":
             sys.stdout.write(text)
         else:
-            _writer(1)(result.stdout)
-            _writer(2)(result.stderr)
+            writer(1)(result.stdout)
+            writer(2)(result.stderr)
             with open(a.json, "w") as out:
                 out.write(text)
     return result.exit_code
@@ -237,7 +254,7 @@ def _dry_run(image: str, command: list[str] | None, options: Options) -> int:
     return 0
 
 
-def _writer(fd: int):  # type: ignore[no-untyped-def]
+def writer(fd: int):  # type: ignore[no-untyped-def]
     """A sink that puts every byte on ``fd``, also where that is a slow pipe."""
 
     def write(data: bytes) -> None:
@@ -248,7 +265,7 @@ def _writer(fd: int):  # type: ignore[no-untyped-def]
     return write
 
 
-def _variable(word: str) -> tuple[str, str]:
+def variable(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     return key, value if equals else os.environ.get(key, "")
 
@@ -317,6 +334,9 @@ COMMANDS = (
             Option("--image", "REF", "of a registry, or a layout's or an archive's path",
                    required=True),
             *VM_OPTIONS,
+            Option("--interactive", "", "our stdin is the program's", False, short="-i"),
+            Option("--tty", "", "the program gets a terminal", False, short="-t"),
+            Option("--hold", "", "start no program: the machine is there for pyvmm exec", False),
             Option("--output", "GUEST[:HOST]", "file to bring back (default: to its name, here)",
                    many=True),
             Option("--name", "NAME", "for pyvmm exec, cp and ps; or a socket's path: it serves"

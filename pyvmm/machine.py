@@ -16,6 +16,7 @@ from .config import Config
 from .disk import base_disk
 from .errors import GuestError, PyvmmError
 from .exchange import Exchange
+from .guest import Guest
 from .host import open_file, open_overlay
 from .launch import WorkerProcess
 from .oci import Image, open_image, with_image
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
     from typing import Any, Self, Unpack
 
     from .entrances import Entrances
+    from .exchange import Source
     from .options import Options
     from .publish import Published
-    from .vsock import Vsock
 
 CONSOLE_TAIL = 4096  # characters of it in a Result or GuestError
 
 
-class Machine:
+class Machine(Guest):
     """A microVM that runs one program. Use it as a context manager::
 
         with Machine("image/", ["make", "bench"], vcpus=2) as machine:
@@ -42,6 +43,9 @@ class Machine:
 
     `Options` (options.py) lists the keyword arguments. Leaving the block ends the VM, however it is
     left; nothing stays behind. ``progress`` is called with a line when something takes long.
+
+    While the program runs, or with ``hold=True`` no program at all, more of them can be run in the
+    guest, and its files and ports reached (`Guest`, guest.py).
 
     With ``repeat`` the VM stays for further runs, which find its disk and caches as the last one
     left them, but none of its processes and output files::
@@ -60,6 +64,7 @@ class Machine:
         name: str | None = None,
         **options: Unpack[Options],
     ) -> None:
+        super().__init__()
         self.config = Config(image, command, name=name, **options)
         self._progress = progress
         self._repeat = repeat
@@ -67,9 +72,6 @@ class Machine:
         self._worker: WorkerProcess | None = None
         self._stopped = False
         self._results: socket | None = None
-        self._channel: socket | None = None
-        self._vsock: Vsock | None = None
-        self._agent_is_up = False
         self._entrances: Entrances | None = None
         self._console: console.Console | None = None
         self._live: console.Live | None = None
@@ -78,6 +80,8 @@ class Machine:
         """When the program that asked for the run had begun (CLOCK_MONOTONIC), if it matters."""
         self.bars = False
         """Whether an image's pull is shown on stderr if that is a terminal, not by ``progress``."""
+        self.sources: list[Source] = []
+        """What is sent to the agent besides the program's standard input."""
         self.digest = ""
         """The digest of the image's manifest, once started."""
 
@@ -150,29 +154,13 @@ class Machine:
                 os.close(fd)
         self._exchange = Exchange(self._results, config, self._plan.program, self._live)
         self._exchange.on_started = self._on_started
+        self._exchange.sources = self.sources
         self._times["spawned"] = time.monotonic()
-
-    @property
-    def vsock(self) -> Vsock:
-        """Connections to the guest's programs, and from them; once started."""
-        if not self._vsock:
-            assert self._channel, "start() first"
-            from .vsock import Vsock
-
-            self._vsock = Vsock(self._channel)
-            if self._agent_is_up:
-                self._vsock.started()
-        return self._vsock
 
     @property
     def published(self) -> list[Published]:
         """The published ports, once started, with those that were free where 0 was asked for."""
         return self._entrances.published if self._entrances else []
-
-    def _on_started(self) -> None:
-        self._agent_is_up = True  # first: see vsock
-        if self._vsock:
-            self._vsock.started()
 
     def _open_image(self) -> Image:
         config = self.config
@@ -204,7 +192,7 @@ class Machine:
         Raises GuestError if guest or worker ended early, HostError if this host cannot run it.
         """
         assert self._worker, "start() first"
-        return self._result(self._exchange.run())
+        return self._result(self._run())
 
     def again(self) -> Result:
         """Run the program again in the same VM, after a wait() or again() of one with ``repeat``.
@@ -226,7 +214,8 @@ class Machine:
         self._ready = self._repeat and complete and not result.failure
         report = {} if self._ready else self._end()
         tail = self.console[-CONSOLE_TAIL:]
-        if not complete and not result.timed_out:
+        held = self.config.hold and self._stopped  # then that is how it is to end
+        if not complete and not result.timed_out and not held:
             raise self._early(report, tail)
         session.finish()
         if result.timed_out:
@@ -266,7 +255,9 @@ class Machine:
         return explain(report, tail, reason)
 
     def stop(self) -> None:
-        """End the VM now. wait() then raises GuestError, unless the run was over."""
+        """End the VM now. wait() then raises GuestError, unless the run was over; if there is no
+        program (``hold``) it returns.
+        """
         self._stopped = True
         if self._worker:
             self._worker.stop()
@@ -277,6 +268,8 @@ class Machine:
             if self._worker:
                 # Reserved huge pages are few: they must be back when the next run looks for them.
                 self._worker.close(wait=self.config.hugepages is not None)
+            if self._follower:
+                self._follower.close()
         finally:
             ways = self._vsock, self._channel, self._entrances
             for each in *ways, self._results, self._console, self._live:

@@ -53,3 +53,16 @@ class Options(TypedDict, total=False):
     entry: Entry
     cmdline_extra: str
     console: int | None
+
+
+class How(TypedDict, total=False):
+    """How Machine.exec() and its like run a program; what is not there is as for the machine's."""
+
+    env: Mapping[str, str] | None
+    """added to the machine's"""
+    user: str | None
+    """``user[:group]``, by name or number, from the image's own /etc/passwd"""
+    workdir: str | None
+    """made if absent"""
+    tty: bool | tuple[int, int]
+    """the program gets a terminal, of this many rows and columns; all it prints is its stdout"""

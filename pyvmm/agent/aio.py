@@ -8,11 +8,9 @@ from signal import SIGKILL
 from socket import socket
 from typing import Self
 
-from ..errors import GuestError
 from ..exchange import CHUNK, KILL_GRACE, STDIN, STDIN_WINDOW, frame
 from ..results import MAX_FRAME, Session
-from .connection import ENDED
-from .program import Command, ExecResult, Unread, result
+from .program import Command, ExecResult, Unread, ended, result
 from .sources import kill_frame, resize_frame
 
 
@@ -155,5 +153,5 @@ class AsyncProcess:
         except ConnectionError:
             data = b""
         if not data:
-            raise GuestError(ENDED)
+            raise ended(self._session)
         self._session.feed(data)

@@ -14,6 +14,7 @@ AGENT_PORT = 1024  # the guest's, where its agent listens
 CHUNK = 1 << 20
 HELLO_LIMIT = 30.0  # seconds for an agent that accepted us to greet
 ENDED = "the machine ended"
+BUSY = "the guest's agent takes no more sessions, or the machine ended"
 
 
 class Failed(GuestError):
@@ -34,6 +35,7 @@ class Connection:
         """Waits for the agent's greeting. Raises GuestError for what is not our protocol."""
         self.sock = sock
         self._frames = Frames()
+        self._greeted = False
         try:
             self._greet()
         except BaseException:
@@ -47,6 +49,7 @@ class Connection:
             if kind != HELLO:
                 raise GuestError(f"the guest's agent began with frame type {kind}, not HELLO")
             hello(payload)
+            self._greeted = True
         except TimeoutError:
             raise GuestError(f"the guest's agent said nothing for {HELLO_LIMIT:g} s") from None
         except struct.error:
@@ -90,6 +93,6 @@ class Connection:
             except ConnectionResetError:
                 data = b""
             if not data:
-                raise GuestError(ENDED)
+                raise GuestError(ENDED if self._greeted else BUSY)
             self._frames.feed(data)
         return found

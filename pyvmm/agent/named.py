@@ -11,7 +11,12 @@ from .connection import AGENT_PORT, Connection
 
 
 def connect(name: str) -> Connection:
-    """Begin a session with the agent of the machine that was started with ``--name NAME``.
+    """Begin a session with the agent, as dial()."""
+    return Connection(dial(name))
+
+
+def dial(name: str) -> socket.socket:
+    """Connect to the agent of the machine that was started with ``--name NAME``.
 
     Waits until its program has started. Raises HostError if no such machine runs, UsageError for
     what is no name, GuestError if it ends, or its agent does not answer.
@@ -31,7 +36,7 @@ def connect(name: str) -> Connection:
             text = b""
         if not text.startswith(b"OK "):
             raise GuestError(f"machine {name!r}: its agent takes no session, or it has ended")
-        return Connection(sock)
+        return sock
     except BaseException:
         sock.close()
         raise

@@ -12,8 +12,7 @@ from typing import Self
 from ..errors import GuestError
 from ..exchange import KILL_GRACE, STDIN, STDIN_WINDOW, Link, Source, frame
 from ..results import MAX_FRAME, Session
-from .connection import ENDED
-from .program import Command, ExecResult, Unread, result
+from .program import Command, ExecResult, Unread, ended, result
 from .sources import WAKE, Mailbox, kill_frame, resize_frame
 
 Sink = Callable[[bytes], object]
@@ -44,7 +43,7 @@ def exec_(
         timed_out = False
         while not session.end:
             if not link.pump(deadline) and not session.end:
-                raise GuestError(ENDED)
+                raise ended(session)
             if deadline is None or time.monotonic() < deadline:
                 continue
             if timed_out or session.end:
@@ -184,7 +183,7 @@ class Process:
         error = None
         try:
             if not self._link.pump(deadline):
-                error = GuestError(ENDED)
+                error = ended(self._session)
         except GuestError as e:
             error = e
         finally:

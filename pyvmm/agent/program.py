@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from ..config import TERMINAL
-from ..errors import UsageError
+from ..errors import GuestError, UsageError
 from ..exchange import config_frame
 from ..record import Record, field
 from ..results import Session, Usage
+from .connection import BUSY, ENDED
 
 
 class Command(Record):
@@ -81,6 +82,11 @@ def result(session: Session, *, timed_out: bool = False) -> ExecResult:
         usage=found.usage,
         seconds=seconds,
     )
+
+
+def ended(session: Session) -> GuestError:
+    """Why a session's connection ended before it did."""
+    return GuestError(ENDED if session.hello else BUSY)
 
 
 class Unread:

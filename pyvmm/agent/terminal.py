@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import termios
 import tty
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from ..config import TERMINAL
+from .sources import Signals
 
 
 def size() -> tuple[int, int]:
@@ -35,3 +36,16 @@ def raw(fd: int) -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSANOW, before)
+
+
+@contextmanager
+def lent(*, keys: bool, signals: Iterable[int] = ()) -> Iterator[Signals]:
+    """Have the terminal be the guest's program's, its ``keys`` too, until this is left.
+
+    What is yielded tells the program of the terminal's size, and of ``signals``.
+    """
+    with ExitStack() as end:
+        told = end.enter_context(Signals(signals, size))
+        if keys:
+            end.enter_context(raw(0))
+        yield told
