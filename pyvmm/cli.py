@@ -154,6 +154,8 @@ def _run(a: Values) -> int:
     options["publish"], options["wait_for"] = a.publish, a.wait_for
     options["hold"], options["stdin"] = a.hold, 0 if a.interactive else None
     if a.tty:
+        if a.wait_for:
+            raise UsageError("--wait-for needs a program without a terminal: leave out --tty")
         from .agent import terminal
 
         options["tty"] = terminal.size()
@@ -179,6 +181,8 @@ def _run(a: Values) -> int:
         for port in machine.published:
             if port.chosen:
                 say(f"{port} is the guest's port {port.guest_port}")
+        if machine.ready_after is not None:
+            say(f"ready after {machine.ready_after:.2f} s")
         return _deliver(_wait(machine, a), outputs, a)
     except BaseException:
         machine.kill()

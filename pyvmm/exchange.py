@@ -178,6 +178,8 @@ class Exchange:
         """besides the program's standard input"""
         self.on_started: Callable[[], object] | None = None
         """called when the program is let go"""
+        self.on_end: list[Callable[[], object]] = []
+        """called when a run is over, however it ended"""
         self.begun = allocate_lock()
         """held until that, or the end"""
         self.closed = False
@@ -187,6 +189,7 @@ class Exchange:
     def _begin(self) -> Session:
         config = self._config
         self.begun.acquire(False)
+        self.over = False
         self.session = Session(
             config.outputs, config.max_output_bytes, config.on_stdout, config.on_stderr
         )
@@ -210,6 +213,9 @@ class Exchange:
             return self._run()
         finally:
             self._announce()
+            self.over = True  # first: see ready.py
+            for tell in self.on_end:
+                tell()
 
     def _announce(self) -> None:
         if self.begun.locked():

@@ -128,6 +128,19 @@ class Guest:
         sock = await self._dial_async()
         return await AsyncProcess.start(sock, command, limit=self.config.max_output_bytes)
 
+    def wait_for(self, conditions: str | Sequence[str], timeout: float | None = None) -> None:
+        """Wait until the machine is ready: ``"log=REGEX"``, ``"port=N"`` or ``"exec=COMMAND"``
+        (ready.py); of several all must hold. ``timeout`` is in seconds.
+
+        What the program printed before counts if Result would have it, not if a sink took it.
+        Raises GuestError if it is too late then, or the program ends before.
+        """
+        from .ready import Waiting, parse
+
+        waiting = Waiting(self, self._exchange, parse(conditions))
+        self._follow()  # only now, so that nothing is missed
+        waiting.wait(timeout)
+
     async def _dial_async(self) -> Socket:
         from asyncio import to_thread
 
@@ -147,12 +160,7 @@ class Guest:
 
     def _until_started(self) -> None:
         """Wait until the program has started. Raises GuestError if it has not, or has ended."""
-        with self._lock:
-            if not self._followed:
-                from .agent.follower import Follower
-
-                self._followed = True
-                self._follower = Follower(self._exchange.run)
+        self._follow()
         with self._exchange.begun:
             pass
         session = self._exchange.session
@@ -160,6 +168,15 @@ class Guest:
             raise GuestError(session.result.failure or "the machine ended before its program began")
         if session.ended_ns is not None or session.end:
             raise GuestError("the machine's program has ended, and all else in it")
+
+    def _follow(self) -> None:
+        """Have somebody do the exchange."""
+        with self._lock:
+            if not self._followed:
+                from .agent.follower import Follower
+
+                self._followed = True
+                self._follower = Follower(self._exchange.run)
 
     def _run(self) -> bool:
         """The exchange, from here on or as it is done already; whether it came to its end."""

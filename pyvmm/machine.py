@@ -82,6 +82,8 @@ class Machine(Guest):
         """Whether an image's pull is shown on stderr if that is a terminal, not by ``progress``."""
         self.sources: list[Source] = []
         """What is sent to the agent besides the program's standard input."""
+        self.ready_after: float | None = None
+        """Seconds until all of ``wait_for`` held, once started."""
         self.digest = ""
         """The digest of the image's manifest, once started."""
 
@@ -156,6 +158,22 @@ class Machine(Guest):
         self._exchange.on_started = self._on_started
         self._exchange.sources = self.sources
         self._times["spawned"] = time.monotonic()
+        if config.wait_for:
+            self._until_ready()
+
+    def _until_ready(self) -> None:
+        """Wait for what ``wait_for`` says. Raises what wait() does if the machine fails."""
+        try:
+            try:
+                self.wait_for(self.config.wait_for, self.config.boot_timeout)
+            except GuestError:
+                if self._exchange.over and not self._exchange.session.end:
+                    self.wait()
+                raise
+        except BaseException:
+            self.kill()
+            raise
+        self.ready_after = time.monotonic() - self._times["begin"]
 
     @property
     def published(self) -> list[Published]:
@@ -203,7 +221,7 @@ class Machine(Guest):
         if not self._ready:
             raise GuestError("the program cannot run again: its VM has ended, or is not to repeat")
         self._ready = False
-        self._times = {"begin": time.monotonic()}
+        self._times, self.ready_after = {"begin": time.monotonic()}, None
         return self._result(self._exchange.again())
 
     def _result(self, complete: bool) -> Result:
@@ -226,6 +244,8 @@ class Machine(Guest):
             self._account(result, report)
         if session.started_ns is not None and session.ended_ns is not None:
             result.timings["program"] = (session.ended_ns - session.started_ns) / 1e9
+        if self.ready_after is not None:
+            result.timings["ready"] = self.ready_after
         result.timings["total"] = time.monotonic() - self._times["begin"]
         return result
 

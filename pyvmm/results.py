@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from _thread import allocate_lock
 
 from .errors import GuestError
 from .quick_json import dumps
@@ -11,7 +12,7 @@ from .record import Record, field
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 VERSION = 2
@@ -67,7 +68,8 @@ class Result(Record):
     """CPUs that the guest's kernel brought up"""
     usage: Usage = field(default_factory=Usage)
     timings: dict[str, float] = field(default_factory=dict)
-    """seconds of each phase (timeline.py) and ``total``; ``program`` is by the guest's clock"""
+    """seconds of each phase (timeline.py) and ``total``; ``program`` is by the guest's clock;
+    ``ready``: until all of ``wait_for`` held"""
     timeline: list[dict[str, Any]] = field(default_factory=list)
     """the phases in order: ``name``, ``at`` (seconds since the run's begin), ``seconds``"""
     exits: dict[str, int] = field(default_factory=dict)
@@ -186,6 +188,8 @@ class Session:
             STDOUT: on_stdout or self._stdout.add,
             STDERR: on_stderr or self._stderr.add,
         }
+        self._looks: list[Callable[[int, bytes], object]] = []
+        self._output = allocate_lock()  # of what is kept, and who looks
         self._seen: set[int] = set()
         self._file: tuple[int, Kept] | None = None
         self._begun: set[int] = set()
@@ -196,6 +200,15 @@ class Session:
             raise GuestError("the guest's agent sent more after END")
         self.hello, self.init_ns, self.result.cpus = True, last.init_ns, last.result.cpus
         self._seen.add(HELLO)
+
+    def watch(self, look: Callable[[int, bytes], object]) -> None:
+        """Have ``look`` called with a stream (STDOUT or STDERR) and what comes on it: what has been
+        kept so far at once, all else by the thread that feeds this.
+        """
+        with self._output:
+            look(STDOUT, self._stdout.take())
+            look(STDERR, self._stderr.take())
+            self._looks.append(look)
 
     def feed(self, data: bytes) -> None:
         """Take more bytes. Raises GuestError if they are not the protocol."""
@@ -220,7 +233,10 @@ class Session:
             raise GuestError(f"the guest's agent sent frame type {kind} after EXIT")
         try:
             if kind in self._sinks:
-                self._sinks[kind](payload)
+                with self._output:
+                    self._sinks[kind](payload)
+                    for look in self._looks:
+                        look(kind, payload)
             elif kind in (FILE_BEGIN, FILE_DATA, FILE_END):
                 self._file_frame(kind, index, payload)
             else:
