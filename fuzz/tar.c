@@ -24,7 +24,11 @@
 #define PIPE_SIZE  (1u << 20)	       /* 256 packets */
 #define LAYER_MAX  (PIPE_SIZE / 4096u * PACKET)
 
-unsigned disks_made, fsck_period = 256;
+#define FSCK_PERIOD 256 /* e2fsck looks at one disk in so many, unless all is to be thorough */
+
+unsigned reached;
+const char *const goal = "disks";
+bool thorough;
 
 static int disk = -1;
 static char disk_path[32];
@@ -133,7 +137,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			break;
 		check(!again, "a disk of the size asked for is too small");
 	}
-	if (disks_made++ % fsck_period == 0)
+	if (reached++ % FSCK_PERIOD == 0 || thorough)
 		fsck();
 	return 0;
 }
