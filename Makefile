@@ -33,7 +33,7 @@ help:
 	@echo 'analyze gcc -fanalyzer and clang-tidy'
 	@echo 'asan    all tests with the address and undefined-behaviour sanitizers: an hour and more'
 	@echo 'bench   measurements, beside QEMU'
-	@echo 'fuzz    what reads images, for FUZZ_SECONDS=$(FUZZ_SECONDS)'
+	@echo 'fuzz    what reads images, and the devices, for FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'soak    hostile kernels for SOAK_SECONDS=$(SOAK_SECONDS), SOAK_MOMENTS=$(SOAK_MOMENTS) killed runs'
 	@echo 'clean   what was built in this directory; the cache stays'
 
