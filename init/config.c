@@ -181,6 +181,8 @@ static void config_record(struct config *c, char *record, const struct record *r
 	case KEY_PORT:
 		config_bytes(&c->ports[c->port_count++], sizeof(c->ports[0]),
 			     "a port is not 2 bytes", record, r->length);
+		if (!c->ports[c->port_count - 1])
+			fail(CODE_INTERNAL, "config: a port is 0", NULL);
 		break;
 	default:
 		fail(CODE_INTERNAL, "config: unknown key", NULL);

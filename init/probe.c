@@ -60,6 +60,8 @@ void probe_port(const uint8_t *payload, uint32_t length)
 	if (length != sizeof(port))
 		proto_broken("a PROBE frame of the wrong size");
 	memcpy(&port, payload, sizeof(port));
+	if (!port)
+		proto_broken("a PROBE frame of port 0");
 	while (!port_answers(port, AF_INET) && !port_answers(port, AF_INET6))
 		if (sys_poll(&host, 1,
 			     INTERVAL_MS)) /* the host has nothing to say but that it goes */

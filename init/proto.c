@@ -19,6 +19,7 @@ struct sys_info {
 
 void proto_broken(const char *why)
 {
+	sys_close(proto_fd);
 	proto_fd = -1;
 	fail(CODE_INTERNAL, "host connection: ", why, NULL);
 }

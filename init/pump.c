@@ -247,7 +247,7 @@ void pump_run(const struct program *program, struct exit_report *report)
 		moved |= pump_flush(p);
 		moved |= pump_sessions(p);
 		moved |= pump_ports(p);
-		if (!moved)
+		if (!moved && !pump_done(p))
 			pump_wait(p);
 	}
 }

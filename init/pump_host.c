@@ -62,7 +62,7 @@ static void host_stdin(struct pump *p, const uint8_t *payload, uint32_t length)
 	if (!length)
 		p->input_ended = true;
 	if (held + p->stdin_taken + length > STDIN_WINDOW)
-		proto_broken("more STDIN than the window allows");
+		pump_host_gone(p, "more STDIN than the window allows");
 	if (length > STDIN_WINDOW - p->stdin_tail) {
 		memmove(p->stdin, p->stdin + p->stdin_head, held);
 		p->stdin_head = 0;
@@ -77,10 +77,10 @@ static void host_kill(struct pump *p, const uint8_t *payload, uint32_t length)
 	uint32_t signal;
 
 	if (length != sizeof(signal))
-		proto_broken("a KILL frame of the wrong size");
+		pump_host_gone(p, "a KILL frame of the wrong size");
 	memcpy(&signal, payload, sizeof(signal));
 	if (!signal || signal > SIGNAL_LAST)
-		proto_broken("a KILL frame with no such signal");
+		pump_host_gone(p, "a KILL frame with no such signal");
 	if (!p->session)
 		sys_kill(-1, signal);
 	else if (!p->ended)
@@ -92,7 +92,7 @@ static void host_resize(struct pump *p, const uint8_t *payload, uint32_t length)
 	struct tty_size size;
 
 	if (length != sizeof(size) || !p->tty)
-		proto_broken("a RESIZE frame of the wrong size, or without a terminal");
+		pump_host_gone(p, "a RESIZE frame of the wrong size, or without a terminal");
 	memcpy(&size, payload, sizeof(size));
 	if (p->source[OUTPUT].fd >= 0)
 		tty_resize(p->source[OUTPUT].fd, size);
@@ -109,7 +109,7 @@ void host_frames(struct pump *p)
 
 		memcpy(&head, p->in + at, sizeof(head));
 		if (head.length > FRAME_MAX)
-			proto_broken("a frame is too long");
+			pump_host_gone(p, "a frame is too long");
 		if (p->in_len - at - sizeof(head) < head.length)
 			break;
 		if (head.type == FRAME_STDIN)
@@ -121,7 +121,7 @@ void host_frames(struct pump *p)
 		else if (head.type == FRAME_AGAIN && !head.length && p->over)
 			p->over = false;
 		else
-			proto_broken("an unexpected frame");
+			pump_host_gone(p, "an unexpected frame");
 		at += sizeof(head) + head.length;
 		if (head.type == FRAME_AGAIN)
 			break;
