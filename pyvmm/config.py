@@ -129,6 +129,7 @@ class Config(Record):
                 raise UsageError(f"output {path!r}: must be an absolute path in the guest")
         if self.workdir is not None and not self.workdir.startswith("/"):
             raise UsageError(f"workdir {self.workdir!r}: must be an absolute path in the guest")
+        _ = self.terminal  # checked there
         if self.hold and (self.command is not None or self.entrypoint is not None):
             raise UsageError("hold starts no program: leave out the command")
         for key in self.env:
@@ -163,7 +164,7 @@ class Config(Record):
     @property
     def terminal(self) -> tuple[int, int] | None:
         """The rows and columns of the program's terminal, if it has one."""
-        return TERMINAL if self.tty is True else self.tty or None
+        return terminal(self.tty)
 
     @property
     def guest_ports(self) -> list[int]:
@@ -216,6 +217,16 @@ def parse_size(value: int | str, name: str) -> int:
     if value > 1 << 46:
         raise UsageError(f"{name} of {value} bytes: at most 64T")
     return value
+
+
+def terminal(tty: bool | tuple[int, int]) -> tuple[int, int] | None:
+    """The rows and columns that are meant, if a terminal is. Raises UsageError."""
+    if not tty:
+        return None
+    rows, columns = TERMINAL if isinstance(tty, bool) else tty
+    if not (0 < rows < 65536 and 0 < columns < 65536):
+        raise UsageError(f"tty {rows} x {columns}: rows and columns must be 1 to 65535")
+    return rows, columns
 
 
 def program(config: Config, image: ImageConfig) -> list[str]:

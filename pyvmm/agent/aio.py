@@ -11,7 +11,7 @@ from typing import Self
 from ..exchange import CHUNK, KILL_GRACE, STDIN, STDIN_WINDOW, frame
 from ..results import MAX_FRAME, Session
 from .program import Command, ExecResult, Unread, ended, result
-from .sources import kill_frame, resize_frame
+from .sources import kill_frame
 
 
 async def exec_async(
@@ -53,9 +53,13 @@ class AsyncProcess:
     """A program that runs in the guest, as Machine.popen_async() gives it: Process, with await."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        command: Command,
+        limit: int,
     ) -> None:
-        self._reader, self._writer = reader, writer
+        self._reader, self._writer, self._command = reader, writer, command
         self._output = Unread(limit)
         self._session = Session([], 0, *self._output.sinks)
         self._reading: asyncio.Future[None] | None = None  # one read, for all who wait
@@ -65,7 +69,7 @@ class AsyncProcess:
     async def start(cls, sock: socket, command: Command, *, limit: int) -> Self:
         """``sock`` is a new connection to the agent, and becomes ours; ``limit`` as Process's."""
         sock.setblocking(False)
-        made = cls(*await asyncio.open_unix_connection(sock=sock, limit=CHUNK), limit)
+        made = cls(*await asyncio.open_unix_connection(sock=sock, limit=CHUNK), command, limit)
         await made._tell(command.frame())
         return made
 
@@ -110,7 +114,7 @@ class AsyncProcess:
 
     async def resize(self, rows: int, columns: int) -> None:
         """Give the program's terminal another size."""
-        await self._tell(resize_frame(rows, columns))
+        await self._tell(self._command.resize(rows, columns))
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, bytes]]:
         while True:

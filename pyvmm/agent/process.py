@@ -13,7 +13,7 @@ from ..errors import GuestError
 from ..exchange import KILL_GRACE, STDIN, STDIN_WINDOW, Link, Source, frame
 from ..results import MAX_FRAME, Session
 from .program import Command, ExecResult, Unread, ended, result
-from .sources import WAKE, Mailbox, kill_frame, resize_frame
+from .sources import WAKE, Mailbox, kill_frame
 
 Sink = Callable[[bytes], object]
 TOLD = 5.0  # seconds for the guest to take what it is told
@@ -64,7 +64,7 @@ class Process:
 
     def __init__(self, sock: socket, command: Command, *, limit: int) -> None:
         """``limit``: bytes of each stream that may wait to be read; more are lost."""
-        self._sock = sock
+        self._sock, self._command = sock, command
         self._output = Unread(limit)
         self._session = Session([], 0, *self._output.sinks)
         self._mailbox = Mailbox()
@@ -125,7 +125,7 @@ class Process:
     def resize(self, rows: int, columns: int) -> None:
         """Give the program's terminal another size."""
         with self._changed:
-            self._tell(resize_frame(rows, columns))
+            self._tell(self._command.resize(rows, columns))
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         while True:

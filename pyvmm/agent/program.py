@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from ..config import TERMINAL
+from ..config import terminal
 from ..errors import GuestError, UsageError
 from ..exchange import config_frame
 from ..record import Record, field
 from ..results import Session, Usage
 from .connection import BUSY, ENDED
+from .sources import resize_frame
 
 
 class Command(Record):
@@ -34,6 +35,13 @@ class Command(Record):
                 raise UsageError(f"environment variable {key!r}: not a usable name or value")
         if self.workdir is not None and not self.workdir.startswith("/"):
             raise UsageError(f"workdir {self.workdir!r}: must be an absolute path in the guest")
+        terminal(self.tty)
+
+    def resize(self, rows: int, columns: int) -> bytes:
+        """Its terminal's new size. Raises UsageError if it has none: the session would end."""
+        if not self.tty:
+            raise UsageError("the program has no terminal")
+        return resize_frame(rows, columns)
 
     def frame(self) -> bytes:
         """The session's opening."""
@@ -43,7 +51,7 @@ class Command(Record):
             user=self.user or "",
             workdir=self.workdir or "",
             stdin=self.stdin,
-            tty=TERMINAL if self.tty is True else self.tty or None,
+            tty=terminal(self.tty),
         )
 
 

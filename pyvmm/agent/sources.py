@@ -16,6 +16,9 @@ Size = Callable[[], tuple[int, int]]
 
 
 def kill_frame(number: int) -> bytes:
+    """Raises ValueError for what is no signal: the agent would end the session."""
+    if not 1 <= number <= 64:
+        raise ValueError(f"signal {number}: must be 1 to 64")
     return frame(KILL, struct.pack("<I", number))
 
 

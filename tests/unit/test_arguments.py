@@ -17,7 +17,8 @@ COMMANDS = (
             Option("--cpu-count", "N", "how many", 1, int),
             Option("--env", "K=V", many=True),
             Option("--how", "HOW", "the way", "a", choices=("a", "b")),
-            Option("--loud", "", "a flag", False),
+            Option("--loud", "", "a flag", False, short="-l"),
+            Option("--tall", "", "another", False, short="-t"),
         ),
         words="[program …]",
         rest=True,
@@ -34,7 +35,8 @@ def read(*words: str) -> Values:
 def test_defaults() -> None:
     found = read("run", "--image", "i")
     assert vars(found) == {
-        "image": "i", "cpu_count": 1, "env": [], "how": "a", "loud": False, "words": [], "tail": [],
+        "image": "i", "cpu_count": 1, "env": [], "how": "a", "loud": False, "tall": False,
+        "words": [], "tail": [],
     }  # fmt: skip
 
 
@@ -43,8 +45,8 @@ def test_all_given() -> None:
         "run", "--env=A=1", "--image=a=b", "--cpu-count", "4", "--env", "B", "--loud", "--how", "b"
     )
     assert vars(found) == {
-        "image": "a=b", "cpu_count": 4, "env": ["A=1", "B"], "how": "b", "loud": True, "words": [],
-        "tail": [],
+        "image": "a=b", "cpu_count": 4, "env": ["A=1", "B"], "how": "b", "loud": True,
+        "tall": False, "words": [], "tail": [],
     }  # fmt: skip
 
 
@@ -65,6 +67,20 @@ def test_the_program_keeps_its_own_options(words: list[str], rest: list[str]) ->
 
 def test_the_last_of_an_option_counts() -> None:
     assert read("run", "--image", "a", "--image", "b").image == "b"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["-l"], (True, False, [])),
+        (["-lt"], (True, True, [])),
+        (["-tl", "-l", "ls", "-t"], (True, True, ["ls", "-t"])),
+        (["-t", "--", "-l"], (False, True, ["-l"])),
+    ],
+)
+def test_short_flags(words: list[str], found: tuple[bool, bool, list[str]]) -> None:
+    values = read("run", "--image", "i", *words)
+    assert (values.loud, values.tall, values.words) == found
 
 
 def test_commands_of_two_words() -> None:
@@ -90,6 +106,7 @@ def test_what_comes_after_dashes() -> None:
         (["run", "--nonsense"], "no option --nonsense: see prog run --help"),
         (["run", "--imag", "x"], "no option --imag: see prog run --help"),
         (["run", "-x"], "no option -x: see prog run --help"),
+        (["run", "-lx"], "no option -lx: see prog run --help"),
         (["run", "--loud=1"], "--loud takes no value"),
         (["run", "--cpu-count", "x"], "--cpu-count 'x': not a number"),
         (["run", "--how", "c"], "--how 'c': choose a or b"),
@@ -113,7 +130,8 @@ def test_help() -> None:
         "  --cpu-count N              how many",
         "  --env K=V                   (may be given again)",
         "  --how HOW                  the way",
-        "  --loud                     a flag",
+        "  -l, --loud                 a flag",
+        "  -t, --tall                 another",
     ]
     for words, lines in ((["--help"], 3), (["kernel", "-h"], 2)):
         with pytest.raises(Help) as caught:

@@ -73,6 +73,10 @@ def test_sizes_are_numbers_after_the_check():
         ({"disk": 1000}, "disk of 1000 bytes"),
         ({"outputs": ["/ok", "not"]}, "output 'not': must be an absolute path"),
         ({"workdir": "relative"}, "workdir 'relative': must be an absolute path"),
+        ({"hold": True, "command": ["p"]}, "hold starts no program: leave out the command"),
+        ({"hold": True, "entrypoint": ["p"]}, "hold starts no program: leave out the command"),
+        ({"tty": (0, 80)}, "tty 0 x 80: rows and columns must be 1 to 65535"),
+        ({"tty": (24, 65536)}, "tty 24 x 65536: rows and columns must be 1 to 65535"),
         ({"env": {"": "x"}}, "environment variable ''"),
         ({"env": {"A=B": "x"}}, "environment variable 'A=B'"),
         ({"env": {"A": "x\0y"}}, "environment variable 'A'"),
@@ -117,6 +121,17 @@ def test_what_can_be_meant(options):
 def test_entry_point_rules(entrypoint, cmd, given_entrypoint, given_command, argv):
     config = Config("image", given_command, entrypoint=given_entrypoint)
     assert program(config, ImageConfig(entrypoint=entrypoint, cmd=cmd)) == argv
+
+
+def test_terminals():
+    assert [Config("image", tty=tty).terminal for tty in (False, True, (5, 6))] == [
+        None, (24, 80), (5, 6),
+    ]  # fmt: skip
+
+
+def test_no_program_to_start():
+    config = Config("image", hold=True)
+    assert program(config, ImageConfig(entrypoint=("entry",), cmd=("cmd",))) == []
 
 
 @pytest.mark.parametrize("options", [{}, {"command": []}, {"entrypoint": []}])

@@ -89,6 +89,18 @@ def test_config_frame():
     ]  # fmt: skip
 
 
+def test_config_frame_of_a_terminal_and_of_nothing():
+    raw = config_frame([], [], tty=(24, 80), hold=True, ports=[80, 443])
+    rest = b"".join(
+        struct.pack("<HHI", key, 0, len(value)) + value
+        for key, value in [
+            (7, b"\0"), (11, struct.pack("<HH", 24, 80)), (12, b"\1"), (13, struct.pack("<H", 80)),
+            (13, struct.pack("<H", 443)),
+        ]
+    )  # fmt: skip
+    assert raw == struct.pack("<IHH", len(rest), CONFIG, 0) + rest
+
+
 class Agent(Thread):
     """A guest's side: one script a run, of frames to wait for (their type) and bytes to say."""
 
