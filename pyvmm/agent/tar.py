@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import struct
 import tarfile
 from collections.abc import Callable
 from typing import BinaryIO
@@ -140,6 +141,8 @@ def send_tar(file: BinaryIO, sender: Sender) -> None:
             to([])
     except tarfile.TarError as e:
         raise PyvmmError(f"the tar archive: {e}") from None
+    except (struct.error, ValueError, OverflowError):
+        raise PyvmmError("the tar archive: a number is out of range") from None
 
 
 def _parts(name: str) -> list[bytes]:
@@ -162,8 +165,15 @@ def _entry(member: tarfile.TarInfo, name: bytes) -> Entry:
         size |= (member.devminor & 0xFFF00) << 12
     target = member.linkname.encode(*BYTES) if member.issym() else b""
     mode = kind | member.mode & 0o7777
-    mtime_ns = int(member.mtime * 1_000_000_000)
-    return Entry(name, mode, mtime_ns, size, member.uid, member.gid, target)
+    return Entry(name, mode, _mtime_ns(member), size, member.uid, member.gid, target)
+
+
+def _mtime_ns(member: tarfile.TarInfo) -> int:
+    """As exact as the archive has it, which a float is not."""
+    seconds, _, fraction = member.pax_headers.get("mtime", "").partition(".")
+    if seconds.isdecimal() and fraction.isdecimal():
+        return int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, "0"))
+    return int(member.mtime * 1_000_000_000)
 
 
 def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo, sender: Sender) -> None:

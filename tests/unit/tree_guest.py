@@ -6,14 +6,25 @@ import fcntl
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from pyvmm.agent.connection import Connection
 from pyvmm.agent.files import Files
 
 HERE = Path(__file__).parent
+
+
+def refused(act: Callable[..., object], *words: object) -> OSError:
+    """What it raises."""
+    try:
+        act(*words)
+    except OSError as error:
+        return error
+    pytest.fail("it was done")
 
 
 def build(out: Path) -> Path:
