@@ -9,21 +9,16 @@ static void stdin_drop(struct pump *p)
 	p->stdin_head = p->stdin_tail = 0;
 }
 
-/* A terminal's end is a key: by it a line that is begun is handed over, an empty one is the end. */
-static bool stdin_end(struct pump *p, struct source *s)
+/* At a terminal that is a key: it hands over a line that is begun, and a second time ends the
+ * input. */
+static void stdin_end(struct pump *p, struct source *s)
 {
 	static const char keys[] = {VEOF_KEY, VEOF_KEY};
 
-	if (!p->tty) {
+	if (p->tty && s->ready)
+		s->ready = sys_write(s->fd, keys, p->input_last == '\n' ? 1 : 2) != -EAGAIN;
+	if (s->ready || !p->tty)
 		source_close(s);
-		return false;
-	}
-	if (!s->ready)
-		return false;
-	s->ready = sys_write(s->fd, keys, p->input_last == '\n' ? 1 : 2) != -EAGAIN;
-	p->input_ended = !s->ready;
-	p->input_last = '\n';
-	return s->ready;
 }
 
 bool pump_stdin(struct pump *p)
@@ -36,7 +31,9 @@ bool pump_stdin(struct pump *p)
 		return false;
 	}
 	if (p->stdin_head == p->stdin_tail) {
-		return p->input_ended && stdin_end(p, s);
+		if (p->input_ended)
+			stdin_end(p, s);
+		return false;
 	}
 	if (!s->ready)
 		return false;
