@@ -80,9 +80,9 @@ static bool pump_output(struct pump *p, enum source_id id, uint16_t type)
 	struct source *s = &p->source[id];
 	long n;
 
-	if (s->fd < 0 || !s->ready || !out_has_room(p, FRAME_MAX))
+	if (s->fd < 0 || !s->ready || !out_has_room(p, OUTPUT_MAX))
 		return false;
-	n = sys_read(s->fd, p->out + p->out_tail + sizeof(struct frame), FRAME_MAX);
+	n = sys_read(s->fd, p->out + p->out_tail + sizeof(struct frame), OUTPUT_MAX);
 	if (n == -EAGAIN)
 		s->ready = false;
 	else if (n <= 0)

@@ -5,7 +5,9 @@
 #include "init.h"
 #include "sys.h"
 
-#define OUT_SIZE (4 * (sizeof(struct frame) + FRAME_MAX))
+/* A whole frame of output is one packet: Linux's are 64 KiB at most. */
+#define OUTPUT_MAX (FRAME_MAX - sizeof(struct frame))
+#define OUT_SIZE   (4 * (sizeof(struct frame) + FRAME_MAX))
 
 enum source_id { HOST, CHILDREN, INPUT, OUTPUT, ERRORS, SESSIONS, PORTS, SOURCES };
 
