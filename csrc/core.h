@@ -74,7 +74,9 @@ struct chain {
 
 int virtq_map(struct vm *vm, struct virtq *vq);
 int virtq_pop(struct vm *vm, struct virtq *vq, struct chain *c);
-void virtq_unpop(struct virtq *vq);
+void virtq_unpop(struct virtq *vq, unsigned n);
+void virtq_put(struct virtq *vq, uint16_t head, uint32_t len);
+void virtq_publish(struct virtq *vq);
 void virtq_push(struct virtq *vq, uint16_t head, uint32_t len);
 bool virtq_rearm(struct virtq *vq);
 bool virtq_wants_interrupt(struct virtq *vq);
@@ -197,7 +199,7 @@ struct vm {
 	struct kvm_coalesced_mmio_ring *coalesced; /* NULL if KVM has none */
 	pthread_mutex_t coalesced_lock;
 	int epoll_fd, done_fd;
-	uint32_t round; /* of the loop */
+	uint32_t round;	   /* of the loop */
 	struct event wake; /* ends the io thread */
 	struct filter filters[VM_THREAD_KINDS];
 	struct gate gate;

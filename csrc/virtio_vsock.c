@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "virtio_vsock.h"
@@ -45,62 +46,162 @@ static void vsock_refuse(struct vsock *v, const struct vsock_hdr *hdr)
 	v->resets[v->n_resets++].guest_port = hdr->src_port;
 }
 
-static void vsock_put(struct vsock *v, struct chain *ch, const struct vsock_hdr *hdr)
-{
-	struct virtq *vq = &v->dev.vq[QUEUE_RX];
-
-	iov_copy_in(ch->iov, ch->n_in, hdr, sizeof(*hdr));
-	virtq_push(vq, ch->head, (uint32_t)sizeof(*hdr) + hdr->len);
-}
-
 static bool vsock_may_serve(const struct vsock *v, unsigned q)
 {
 	return virtio_running(&v->dev) && v->dev.vq[q].ready;
 }
 
+/* The next receive buffer: 1, 0 if there is none, a negative errno if it is none. */
+static int vsock_pop_rx(struct vsock *v, struct chain *ch)
+{
+	int r = virtq_pop(v->dev.vm, &v->dev.vq[QUEUE_RX], ch);
+
+	if (r > 0 && (ch->n_out || iov_size(ch->iov, ch->n_in) <= sizeof(struct vsock_hdr)))
+		r = -EINVAL;
+	return r;
+}
+
+/* Collect buffers for up to `want` bytes of data; `ch` is the first. A header that is not in one
+ * piece, which no driver we know of makes, has its buffer be the only one. */
+static int vsock_scatter(struct vsock *v, struct chain *ch, uint32_t want)
+{
+	const size_t header = sizeof(struct vsock_hdr);
+	struct vsock_scatter *s = &v->scatter;
+	int r = 1;
+
+	s->n = s->n_iov = s->len = 0;
+	while (r > 0) {
+		bool whole = ch->iov[0].iov_len >= header;
+		uint32_t room = (uint32_t)MIN(iov_size(ch->iov, ch->n_in) - header, want - s->len);
+
+		if (!whole && s->n) {
+			virtq_unpop(&v->dev.vq[QUEUE_RX], 1);
+			break;
+		}
+		s->buffers[s->n].hdr = whole ? ch->iov[0].iov_base : NULL;
+		s->buffers[s->n].head = ch->head;
+		s->buffers[s->n++].room = room;
+		s->n_iov += iov_slice(ch->iov, ch->n_in, header, room, s->iov + s->n_iov);
+		s->len += room;
+		if (!whole || s->len == want || s->n == SCATTER_MAX || s->n_iov > SCATTER_MAX)
+			break;
+		r = vsock_pop_rx(v, ch);
+	}
+	return r < 0 ? r : 1;
+}
+
+/* Pass on what the host has sent; `ch` is the first buffer for it. */
+static int vsock_fill(struct vsock *v, struct conn *c, struct chain *ch)
+{
+	struct virtq *vq = &v->dev.vq[QUEUE_RX];
+	struct vsock_scatter *s = &v->scatter;
+	/* A packet's worth each, then to the end of the line: nobody waits long for a busy one. */
+	int r = vsock_scatter(v, ch, MIN(conn_wants(c), MAX_PACKET));
+	uint32_t got = r > 0 ? conn_fill(c, s->iov, s->n_iov, s->len) : 0;
+	unsigned i;
+
+	for (i = 0; i < s->n && got; i++) {
+		struct vsock_hdr hdr = conn_header(c, OP_RW);
+
+		hdr.len = MIN(got, s->buffers[i].room);
+		got -= hdr.len;
+		if (s->buffers[i].hdr)
+			memcpy(s->buffers[i].hdr, &hdr, sizeof(hdr));
+		else
+			iov_copy_in(ch->iov, ch->n_in, &hdr, sizeof(hdr));
+		virtq_put(vq, s->buffers[i].head, (uint32_t)sizeof(hdr) + hdr.len);
+	}
+	virtq_unpop(vq, s->n - i);
+	virtq_publish(vq);
+	return r;
+}
+
+static void vsock_put(struct vsock *v, struct chain *ch, const struct vsock_hdr *hdr)
+{
+	iov_copy_in(ch->iov, ch->n_in, hdr, sizeof(*hdr));
+	virtq_push(&v->dev.vq[QUEUE_RX], ch->head, sizeof(*hdr));
+}
+
+/* Say what the first in line has to say. */
+static int vsock_speak(struct vsock *v, struct chain *ch)
+{
+	struct conn *c = v->ready_first;
+	struct vsock_hdr hdr;
+	int r = 1;
+
+	if (v->n_resets) {
+		v->n_resets--;
+		hdr = (struct vsock_hdr){.src_cid = HOST_CID,
+					 .dst_cid = v->guest_cid,
+					 .src_port = v->resets[v->n_resets].host_port,
+					 .dst_port = v->resets[v->n_resets].guest_port,
+					 .type = TYPE_STREAM,
+					 .op = OP_RST};
+		vsock_put(v, ch, &hdr);
+		return 1;
+	}
+	vsock_leave_line(c);
+	if (conn_next(c, &hdr))
+		vsock_put(v, ch, &hdr);
+	else if (conn_wants(c))
+		r = vsock_fill(v, c, ch);
+	else
+		virtq_unpop(&v->dev.vq[QUEUE_RX], 1);
+	if (conn_has_more(c))
+		vsock_line_up(c);
+	return r;
+}
+
 static void vsock_serve_rx(struct vsock *v)
 {
 	struct virtq *vq = &v->dev.vq[QUEUE_RX];
+	struct chain ch;
 	int r = 0;
 
 	if (!vsock_may_serve(v, QUEUE_RX))
 		return;
 	while (v->n_resets || v->ready_first) {
-		struct conn *c = v->ready_first;
-		struct chain ch;
-		struct vsock_hdr hdr;
-
-		r = virtq_pop(v->dev.vm, vq, &ch);
+		r = vsock_pop_rx(v, &ch);
 		if (r == 0 && virtq_rearm(vq))
 			continue;
-		if (r > 0 && (ch.n_out || iov_size(ch.iov, ch.n_in) <= sizeof(hdr)))
-			r = -EINVAL;
+		if (r > 0)
+			r = vsock_speak(v, &ch);
 		if (r <= 0)
 			break;
-		if (v->n_resets) {
-			v->n_resets--;
-			hdr = (struct vsock_hdr){.src_cid = HOST_CID,
-						 .dst_cid = v->guest_cid,
-						 .src_port = v->resets[v->n_resets].host_port,
-						 .dst_port = v->resets[v->n_resets].guest_port,
-						 .type = TYPE_STREAM,
-						 .op = OP_RST};
-			vsock_put(v, &ch, &hdr);
-			continue;
-		}
-		/* One packet each, then to the end of the line: nobody waits for a busy one. */
-		vsock_leave_line(c);
-		if (conn_next(c, &ch, &hdr))
-			vsock_put(v, &ch, &hdr);
-		else
-			virtq_unpop(vq);
-		if (conn_has_more(c))
-			vsock_line_up(c);
 	}
 	if (r < 0)
 		virtio_break(&v->dev);
 	else
 		virtio_notify(&v->dev, vq);
+}
+
+/* Send what was gathered of this connection. The driver may have all buffers back. */
+void vsock_flush(struct conn *c)
+{
+	struct vsock_gather *g = &c->vsock->gather;
+
+	if (g->conn != c)
+		return;
+	g->conn = NULL;
+	conn_take(c, g->iov, g->n, g->len);
+	virtq_publish(&c->vsock->dev.vq[QUEUE_TX]);
+}
+
+void vsock_gather(struct conn *c, const struct iovec *iov, unsigned n, uint32_t len)
+{
+	struct vsock_gather *g = &c->vsock->gather;
+
+	if (g->conn && (g->conn != c || g->n + n > GATHER_IOV || g->len >= GATHER_BYTES))
+		vsock_flush(g->conn);
+	if (c->state != CONN_LINKED)
+		return; /* that was the end of it */
+	if (!g->conn) {
+		g->conn = c;
+		g->n = g->len = 0;
+	}
+	memcpy(g->iov + g->n, iov, n * sizeof(*iov));
+	g->n += n;
+	g->len += len;
 }
 
 /* The guest wants a connection that there is not yet. */
@@ -160,8 +261,11 @@ static void vsock_serve_tx(struct vsock *v)
 		/* A packet makes at most one reset: with the line full, wait for RX to empty it. */
 		while (v->n_resets < MAX_RESETS && (r = virtq_pop(v->dev.vm, vq, &ch)) > 0) {
 			vsock_packet(v, &ch);
-			virtq_push(vq, ch.head, 0);
+			virtq_put(vq, ch.head, 0);
 		}
+		if (v->gather.conn)
+			vsock_flush(v->gather.conn);
+		virtq_publish(vq);
 	} while (r == 0 && v->n_resets < MAX_RESETS && virtq_rearm(vq));
 	v->tx_waits = v->n_resets == MAX_RESETS;
 	if (r < 0)

@@ -37,6 +37,10 @@ enum { QUEUE_RX = 0, QUEUE_TX = 1, QUEUE_EVENT = 2 };
 #define MAX_RESETS    64
 #define MAX_LISTENERS 1024
 #define HASH_BITS     12
+#define GATHER_IOV    1024 /* UIO_MAXIOV: more no call takes */
+#define GATHER_BYTES  (1u << 18)
+#define SCATTER_MAX   32
+#define MAX_PACKET    (1u << 16) /* VIRTIO_VSOCK_MAX_PKT_BUF_SIZE of Linux */
 
 /* §5.10.6, struct virtio_vsock_hdr */
 struct vsock_hdr {
@@ -65,8 +69,9 @@ enum {
 	SAY_RST = 1,
 	SAY_REQUEST = 2,
 	SAY_RESPONSE = 4,
-	SAY_CREDIT_UPDATE = 8,
-	SAY_CREDIT_REQUEST = 16,
+	SAY_SHUTDOWN = 8,
+	SAY_CREDIT_UPDATE = 16,
+	SAY_CREDIT_REQUEST = 32,
 };
 
 /* All zeros, but for its generation, is a free one that was never used. */
@@ -79,8 +84,10 @@ struct conn {
 	uint32_t host_port, guest_port, generation;
 	bool in_line, named, quiet;
 	/* host -> guest */
-	unsigned say; /* SAY_* */
-	bool readable, hung_up, host_eof;
+	unsigned say;	  /* SAY_* */
+	bool readable;	  /* there may be something to read */
+	bool half_closed; /* an end of file is to be read, then */
+	bool hung_up, host_eof;
 	uint32_t peer_alloc, peer_fwd, sent;
 	/* guest -> host */
 	uint32_t size;		    /* of the buffer: our buf_alloc */
@@ -88,6 +95,26 @@ struct conn {
 	bool held_any;		    /* memory of it has been touched */
 	uint32_t received, forwarded, forwarded_told;
 	uint32_t guest_shutdown, passed_shutdown; /* SHUTDOWN_* flags */
+};
+
+/* RW packets of one connection that came one after the other: sent to the host by one call. */
+struct vsock_gather {
+	struct conn *conn; /* NULL: nothing */
+	unsigned n;
+	uint32_t len;
+	struct iovec iov[GATHER_IOV];
+};
+
+/* Receive buffers that are filled by one call. */
+struct vsock_scatter {
+	unsigned n, n_iov;
+	uint32_t len;
+	struct {
+		uint8_t *hdr;
+		uint32_t room; /* behind it */
+		uint16_t head;
+	} buffers[SCATTER_MAX];
+	struct iovec iov[SCATTER_MAX + VQ_IOV_MAX];
 };
 
 struct vsock {
@@ -106,6 +133,8 @@ struct vsock {
 		uint32_t host_port, guest_port;
 	} resets[MAX_RESETS];
 	unsigned n_resets;
+	struct vsock_gather gather;
+	struct vsock_scatter scatter;
 	bool tx_waits;	  /* until there is room for the resets that its packets may need */
 	bool event_waits; /* TRANSPORT_RESET, for a buffer */
 	/* vsock_switch.c */
@@ -116,6 +145,8 @@ struct vsock {
 
 /* ---- virtio_vsock.c ---- */
 
+void vsock_gather(struct conn *c, const struct iovec *iov, unsigned n, uint32_t len);
+void vsock_flush(struct conn *c);
 void vsock_line_up(struct conn *c);
 void vsock_leave_line(struct conn *c);
 void vsock_run(struct vsock *v);
@@ -144,7 +175,11 @@ void conn_accept(struct conn *c);
 void conn_free(struct conn *c);
 void conn_reset(struct conn *c);
 void conn_packet(struct conn *c, const struct vsock_hdr *hdr, struct iovec *iov, unsigned n);
-bool conn_next(struct conn *c, struct chain *ch, struct vsock_hdr *hdr);
+void conn_take(struct conn *c, struct iovec *iov, unsigned n, uint32_t len);
+struct vsock_hdr conn_header(struct conn *c, uint16_t op);
+bool conn_next(struct conn *c, struct vsock_hdr *hdr);
+uint32_t conn_wants(const struct conn *c);
+uint32_t conn_fill(struct conn *c, struct iovec *iov, unsigned n, uint32_t len);
 bool conn_has_more(const struct conn *c);
 
 /* ---- vsock_switch.c ---- */

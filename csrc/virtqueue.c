@@ -144,19 +144,30 @@ int virtq_pop(struct vm *vm, struct virtq *vq, struct chain *c)
 	return 1;
 }
 
-/* Give back the chain just popped: nothing was done with it. */
-void virtq_unpop(struct virtq *vq)
+/* Give back the last n chains popped: nothing was done with them. */
+void virtq_unpop(struct virtq *vq, unsigned n)
 {
-	vq->last_avail--;
+	vq->last_avail = (uint16_t)(vq->last_avail - n);
 }
 
-void virtq_push(struct virtq *vq, uint16_t head, uint32_t len)
+/* A chain is used; the driver knows by virtq_publish(), of one or of many at once. */
+void virtq_put(struct virtq *vq, uint16_t head, uint32_t len)
 {
 	uint32_t elem[2] = {head, len};
 
 	memcpy(vq->used + 4 + 8 * (vq->used_idx & (vq->num - 1)), elem, sizeof(elem));
 	vq->used_idx++;
+}
+
+void virtq_publish(struct virtq *vq)
+{
 	ring_store(vq->used + 2, vq->used_idx);
+}
+
+void virtq_push(struct virtq *vq, uint16_t head, uint32_t len)
+{
+	virtq_put(vq, head, len);
+	virtq_publish(vq);
 }
 
 /* Ask for a kick at the next chain; true if one came meanwhile and the queue must be served on. */

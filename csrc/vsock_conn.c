@@ -13,14 +13,14 @@
  */
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "virtio_vsock.h"
 
-#define MAX_PACKET (1u << 16) /* VIRTIO_VSOCK_MAX_PKT_BUF_SIZE of Linux */
-#define WATCHED	   (EPOLLIN | EPOLLRDHUP | EPOLLET)
+#define WATCHED (EPOLLIN | EPOLLRDHUP | EPOLLET)
 
 static uint32_t conn_credit(const struct conn *c)
 {
@@ -54,6 +54,8 @@ static void conn_watch(struct conn *c)
 
 static void conn_detach(struct conn *c)
 {
+	if (c->vsock->gather.conn == c)
+		c->vsock->gather.conn = NULL;
 	if (c->ev.fd < 0)
 		return;
 	loop_remove(c->vsock->dev.vm, &c->ev);
@@ -136,45 +138,48 @@ static bool conn_flush(struct conn *c)
 	return true;
 }
 
-/* Hold bytes [skip, len) of iov. The guest's credit is what there is room for. */
-static void conn_hold(struct conn *c, const struct iovec *iov, unsigned n_iov, size_t skip,
-		      size_t len)
+/* Hold all but the first `skip` bytes of iov. The guest's credit is what there is room for. */
+static void conn_hold(struct conn *c, const struct iovec *iov, unsigned n, size_t skip)
 {
 	uint8_t *held = table_buffer(c);
 
 	c->held_any = true;
-	while (skip < len) {
-		uint32_t end = (c->held_at + c->held_len) % c->size;
-		size_t part = MIN(len - skip, c->size - end);
-		struct iovec rest[VQ_IOV_MAX];
-		unsigned parts = iov_slice(iov, n_iov, skip, part, rest);
+	for (; n; n--, iov++) {
+		size_t done = MIN(skip, iov->iov_len);
 
-		iov_copy_out(rest, parts, held + end, part);
-		c->held_len += (uint32_t)part;
-		skip += part;
+		skip -= done;
+		while (done < iov->iov_len) {
+			uint32_t end = (c->held_at + c->held_len) % c->size;
+			size_t part = MIN(iov->iov_len - done, c->size - end);
+
+			memcpy(held + end, (const uint8_t *)iov->iov_base + done, part);
+			c->held_len += (uint32_t)part;
+			done += part;
+		}
 	}
 }
 
-/* Take len bytes at iov (part of a guest's packet) for the host; false if the reader is gone. */
-static bool conn_take(struct conn *c, struct iovec *iov, unsigned n_iov, uint32_t len)
+/* Take the len bytes at iov, which are the guest's, for the host. */
+void conn_take(struct conn *c, struct iovec *iov, unsigned n, uint32_t len)
 {
-	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n_iov};
-	ssize_t n = 0;
+	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
+	ssize_t sent = 0;
 
 	if (c->held_len == 0) {
 		do
-			n = sendmsg(c->ev.fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
-		while (n < 0 && errno == EINTR);
-		if (n < 0 && errno != EAGAIN)
-			return false;
-		n = n < 0 ? 0 : n;
-		conn_forwarded(c, (uint32_t)n);
+			sent = sendmsg(c->ev.fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+		while (sent < 0 && errno == EINTR);
+		if (sent < 0 && errno != EAGAIN) {
+			conn_reset(c); /* the reader is gone */
+			return;
+		}
+		sent = sent < 0 ? 0 : sent;
+		conn_forwarded(c, (uint32_t)sent);
 	}
-	if ((uint32_t)n < len) {
-		conn_hold(c, iov, n_iov, (size_t)n, len);
+	if ((uint32_t)sent < len) {
+		conn_hold(c, iov, n, (size_t)sent);
 		conn_watch(c);
 	}
-	return true;
 }
 
 static void conn_event(struct event *ev, uint32_t events)
@@ -187,6 +192,7 @@ static void conn_event(struct event *ev, uint32_t events)
 	/* The slot may have another connection by now: what follows does it no harm. */
 	c->readable = true;
 	c->hung_up |= over;
+	c->half_closed |= over || events & EPOLLRDHUP;
 	if (c->ev.fd >= 0 && c->held_len && !conn_flush(c)) {
 		c->held_len = 0; /* nobody will read it */
 		if (c->state == CONN_LINKED)
@@ -254,7 +260,7 @@ static void conn_answered(struct conn *c)
 		vsock_line_up(c);
 }
 
-static struct vsock_hdr conn_header(struct conn *c, uint16_t op)
+struct vsock_hdr conn_header(struct conn *c, uint16_t op)
 {
 	c->forwarded_told = c->forwarded;
 	c->say &= ~(unsigned)SAY_CREDIT_UPDATE; /* each header is one */
@@ -268,62 +274,61 @@ static struct vsock_hdr conn_header(struct conn *c, uint16_t op)
 				  .fwd_cnt = c->forwarded};
 }
 
-/* Fill the guest's buffer from the socket; false if there was nothing to send after all. */
-static bool conn_fill(struct conn *c, struct chain *ch, struct vsock_hdr *hdr)
+/* What this connection has to say beside data; false if nothing. After an RST it is no more. */
+bool conn_next(struct conn *c, struct vsock_hdr *hdr)
 {
-	size_t room = iov_size(ch->iov, ch->n_in) - sizeof(*hdr);
-	uint32_t want = (uint32_t)MIN(MIN(room, MAX_PACKET), conn_credit(c));
-	struct iovec iov[VQ_IOV_MAX];
-	unsigned n = iov_slice(ch->iov, ch->n_in, sizeof(*hdr), want, iov);
+	static const uint16_t ops[] = {OP_RST,	    OP_REQUEST,	      OP_RESPONSE,
+				       OP_SHUTDOWN, OP_CREDIT_UPDATE, OP_CREDIT_REQUEST};
+	unsigned i = 0;
+
+	if (!c->say)
+		return false;
+	while (!(c->say & 1u << i))
+		i++;
+	c->say &= ~(1u << i);
+	*hdr = conn_header(c, ops[i]);
+	if (ops[i] == OP_SHUTDOWN)
+		hdr->flags = c->hung_up ? SHUTDOWN_RCV | SHUTDOWN_SEND : SHUTDOWN_SEND;
+	if (ops[i] == OP_RST)
+		conn_free(c);
+	return true;
+}
+
+/* How much of the host's data the guest has room for, at most. */
+uint32_t conn_wants(const struct conn *c)
+{
+	return conn_may_send(c) ? conn_credit(c) : 0;
+}
+
+/* Read for the guest what there is, up to len bytes; 0 if nothing after all. */
+uint32_t conn_fill(struct conn *c, struct iovec *iov, unsigned n, uint32_t len)
+{
 	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
 	ssize_t got;
 
 	do
 		got = recvmsg(c->ev.fd, &msg, MSG_DONTWAIT);
 	while (got < 0 && errno == EINTR);
-	if (got < 0 && errno == EAGAIN) {
-		c->readable = false;
-		return false;
+	if (got > 0) {
+		/* Fewer were all (epoll(7)), unless descriptors among them made an end, or there is
+		 * an end of file behind them. */
+		if (got < len && !(msg.msg_flags & MSG_CTRUNC) && !c->half_closed)
+			c->readable = false;
+		c->sent += (uint32_t)got;
+		/* Out of credit: have the guest say when there is some again. */
+		if (c->readable && conn_credit(c) == 0)
+			c->say |= SAY_CREDIT_REQUEST;
+		return (uint32_t)got;
 	}
-	if (got <= 0) {
-		/* End of file, or the peer died. It may still read, if it only shut down. */
-		bool both = got < 0 || c->hung_up;
-
-		c->readable = false;
-		if (c->host_eof)
-			return false;
-		c->host_eof = true;
-		*hdr = conn_header(c, OP_SHUTDOWN);
-		hdr->flags = both ? SHUTDOWN_RCV | SHUTDOWN_SEND : SHUTDOWN_SEND;
-		return true;
-	}
-	c->sent += (uint32_t)got;
-	*hdr = conn_header(c, OP_RW);
-	hdr->len = (uint32_t)got;
-	return true;
-}
-
-/* What this connection has to say next; false if nothing. After an RST it is no more. */
-bool conn_next(struct conn *c, struct chain *ch, struct vsock_hdr *hdr)
-{
-	static const uint16_t ops[] = {OP_RST, OP_REQUEST, OP_RESPONSE, OP_CREDIT_UPDATE,
-				       OP_CREDIT_REQUEST};
-
-	for (unsigned i = 0; i < sizeof(ops) / sizeof(*ops); i++) {
-		if (!(c->say & 1u << i))
-			continue;
-		c->say &= ~(1u << i);
-		*hdr = conn_header(c, ops[i]);
-		if (ops[i] == OP_RST)
-			conn_free(c);
-		return true;
-	}
-	if (!conn_may_send(c) || !conn_fill(c, ch, hdr))
-		return false;
-	/* Out of credit: have the guest say when there is some again. */
-	if (c->readable && conn_credit(c) == 0)
-		c->say |= SAY_CREDIT_REQUEST;
-	return true;
+	c->readable = false;
+	if (got < 0 && errno == EAGAIN)
+		return 0;
+	/* End of file, or the peer died. It may still read, if it only shut down. */
+	c->hung_up |= got < 0;
+	if (!c->host_eof)
+		c->say |= SAY_SHUTDOWN;
+	c->host_eof = true;
+	return 0;
 }
 
 /* A packet for a connection that is not linked; false if that is wrong. */
@@ -339,6 +344,8 @@ static bool conn_early(struct conn *c, const struct vsock_hdr *hdr)
 
 void conn_packet(struct conn *c, const struct vsock_hdr *hdr, struct iovec *iov, unsigned n)
 {
+	if (hdr->op != OP_RW)
+		vsock_flush(c); /* what came before it */
 	c->peer_alloc = hdr->buf_alloc;
 	c->peer_fwd = hdr->fwd_cnt;
 	if (hdr->op == OP_RST) {
@@ -357,8 +364,7 @@ void conn_packet(struct conn *c, const struct vsock_hdr *hdr, struct iovec *iov,
 		    c->guest_shutdown & SHUTDOWN_SEND)
 			break;
 		c->received += hdr->len;
-		if (!conn_take(c, iov, n, hdr->len))
-			break;
+		vsock_gather(c, iov, n, hdr->len);
 		if (conn_has_more(c))
 			vsock_line_up(c);
 		return;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import socket
@@ -546,11 +547,13 @@ class TestHostToGuest:
             bare.send(op=REQUEST, dst_port=port)
         assert ops(bare.received(repost=False)) == [RESPONSE] * 3
         for host in hosts:
-            host.send(bytes(3 * RX_BUFFER))
+            host.send(bytes(MAX_PACKET + 1))
         bare.machine.run()
-        bare.post(9)
-        senders = [p.src_port for p in bare.received(repost=False)]
-        assert [sorted(senders[at : at + 3]) for at in (0, 3, 6)] == [[0, 1, 2]] * 3
+        bare.post(60)
+        turns = itertools.groupby(bare.received(repost=False), lambda p: p.src_port)
+        sent = [(port, sum(len(p.data) for p in turn)) for port, turn in turns]
+        assert sorted(sent[:3]) == [(0, MAX_PACKET), (1, MAX_PACKET), (2, MAX_PACKET)]
+        assert sorted(sent[3:]) == [(0, 1), (1, 1), (2, 1)]
 
 
 class TestShutdown:
