@@ -165,6 +165,7 @@ class Guest(Connection):
     def __init__(self, harness: Path, root: Path) -> None:
         ours, theirs = socket.socketpair()
         super().__init__(ours)
+        self.connections: list[Connection] = []  # so that none is closed for want of a name
         marks, marks_write = os.pipe()
         self.marks = marks
         root_fd = os.open(root, os.O_PATH)
@@ -204,7 +205,8 @@ class Guest(Connection):
         """Connects to what would be the guest's vsock port."""
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(str(self.ports / str(port)))
-        return Connection(sock)
+        self.connections.append(Connection(sock))
+        return self.connections[-1]
 
     def session(self, *args: str, records: bytes = b"") -> Connection:
         """Begins a session that runs a program, or only connects."""
