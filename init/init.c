@@ -74,9 +74,9 @@ void init_main(void)
 
 	mounts_make(config.privileged);
 	mounts_switch_root();
+	net_loopback();
 	if (!config.privileged)
 		mounts_protect();
-	net_loopback();
 	net_names(config.hostname);
 	sessions_open(&config, init_ns);
 	forward_open(&config);

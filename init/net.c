@@ -13,7 +13,21 @@ struct interface {
 	char pad[22];
 };
 
-/* The kernel gives an lo that comes up 127.0.0.1/8 and ::1 by itself. */
+/* A program has no capabilities, yet images' servers are made for ports like 80. Docker does this,
+ * too.
+ */
+static void net_low_ports(void)
+{
+	long fd =
+		sys_open("/proc/sys/net/ipv4/ip_unprivileged_port_start", O_WRONLY | O_CLOEXEC, 0);
+
+	if (fd < 0)
+		return;
+	sys_write(fd, "0", 1);
+	sys_close(fd);
+}
+
+/* The kernel gives an lo that comes up 127.0.0.1/8 and ::1 by itself. Before /proc is protected. */
 void net_loopback(void)
 {
 	struct interface lo = {.name = "lo"};
@@ -31,6 +45,7 @@ void net_loopback(void)
 		log_line("lo", err);
 	if (fd >= 0)
 		sys_close(fd);
+	net_low_ports();
 }
 
 /* An image's own file is kept; the empty ones that builders leave as mount points are not. */
