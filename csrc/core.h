@@ -78,7 +78,7 @@ void virtq_unpop(struct virtq *vq, unsigned n);
 void virtq_put(struct virtq *vq, uint16_t head, uint32_t len);
 void virtq_publish(struct virtq *vq);
 void virtq_push(struct virtq *vq, uint16_t head, uint32_t len);
-bool virtq_rearm(struct virtq *vq);
+bool virtq_rearm(struct virtq *vq, uint16_t more);
 bool virtq_wants_interrupt(struct virtq *vq);
 
 size_t iov_size(const struct iovec *iov, unsigned n);
@@ -101,6 +101,8 @@ struct virtio_ops {
 	unsigned n_queues;
 	/* Serve queue q until it is empty. Called on the io thread with the lock held. */
 	void (*serve)(struct virtio_dev *dev, unsigned q);
+	/* Nothing has happened for a moment: what was put off is due. As serve(). May be NULL. */
+	void (*quiet)(struct virtio_dev *dev);
 	/* Forget what belongs to the driver. Called with the lock held. May be NULL. */
 	void (*reset)(struct virtio_dev *dev);
 	void (*free)(struct virtio_dev *dev);
@@ -125,7 +127,8 @@ struct virtio_dev {
 
 int virtio_register(struct vm *vm, struct virtio_dev *dev, const struct virtio_ops *ops,
 		    uint64_t features, const void *config, size_t config_len);
-void virtio_notify(struct virtio_dev *dev, struct virtq *vq);
+bool virtio_notify(struct virtio_dev *dev, struct virtq *vq);
+void virtio_quiet(struct virtio_dev *dev);
 void virtio_break(struct virtio_dev *dev);
 bool virtio_running(const struct virtio_dev *dev);
 
@@ -199,8 +202,9 @@ struct vm {
 	struct kvm_coalesced_mmio_ring *coalesced; /* NULL if KVM has none */
 	pthread_mutex_t coalesced_lock;
 	int epoll_fd, done_fd;
-	uint32_t round;	   /* of the loop */
-	struct event wake; /* ends the io thread */
+	uint32_t round;		    /* of the loop */
+	struct virtio_dev *lingers; /* wants quiet() when nothing happens for a moment */
+	struct event wake;	    /* ends the io thread */
 	struct filter filters[VM_THREAD_KINDS];
 	struct gate gate;
 	pthread_t io_thread;

@@ -11,6 +11,7 @@
 #include "core.h"
 
 #define MAX_EVENTS 32 /* a round */
+#define LINGER_MS  1
 
 static void loop_wake(struct event *ev, uint32_t events)
 {
@@ -57,10 +58,17 @@ void loop_remove(struct vm *vm, struct event *ev)
 int vm_poll(struct vm *vm, int timeout_ms)
 {
 	struct epoll_event all[MAX_EVENTS];
-	int n = epoll_wait(vm->epoll_fd, all, MAX_EVENTS, timeout_ms);
+	struct virtio_dev *dev = vm->lingers;
+	int n = epoll_wait(vm->epoll_fd, all, MAX_EVENTS,
+			   dev && timeout_ms ? LINGER_MS : timeout_ms);
 
 	if (n < 0)
 		return errno == EINTR ? 0 : -errno;
+	if (n == 0 && dev) {
+		vm->lingers = NULL;
+		virtio_quiet(dev);
+		return 1;
+	}
 	vm->round++;
 	for (int i = 0; i < n; i++) {
 		struct event *ev = all[i].data.ptr;

@@ -273,7 +273,7 @@ static void blk_serve(struct virtio_dev *dev, unsigned q)
 			virtq_push(vq, c.head, written + 1);
 			virtio_notify(dev, vq);
 		}
-	} while (r == 0 && virtq_rearm(vq));
+	} while (r == 0 && virtq_rearm(vq, 0));
 	if (r < 0)
 		virtio_break(dev);
 }

@@ -89,11 +89,22 @@ static void virtio_interrupt(struct virtio_dev *dev, uint32_t cause)
 		return; /* an eventfd at its maximum is an interrupt that is pending anyway */
 }
 
-/* Interrupt the driver if it wants to hear of what was pushed. */
-void virtio_notify(struct virtio_dev *dev, struct virtq *vq)
+/* Interrupt the driver if it wants to hear of what was pushed; whether it did. */
+bool virtio_notify(struct virtio_dev *dev, struct virtq *vq)
 {
-	if (virtq_wants_interrupt(vq))
+	bool wanted = virtq_wants_interrupt(vq);
+
+	if (wanted)
 		virtio_interrupt(dev, ISR_QUEUE);
+	return wanted;
+}
+
+/* The loop has slept for a moment. */
+void virtio_quiet(struct virtio_dev *dev)
+{
+	pthread_mutex_lock(&dev->lock);
+	dev->ops->quiet(dev);
+	pthread_mutex_unlock(&dev->lock);
 }
 
 /* The driver broke its rings: stop serving it and say so (§2.1.2). */

@@ -28,7 +28,7 @@ static void rng_serve(struct virtio_dev *dev, unsigned q)
 			iov_copy_in(c.iov + c.n_out, c.n_in, bytes, (size_t)got);
 			virtq_push(vq, c.head, (uint32_t)got);
 		}
-	} while (r == 0 && virtq_rearm(vq));
+	} while (r == 0 && virtq_rearm(vq, 0));
 	if (r < 0)
 		virtio_break(dev);
 	else

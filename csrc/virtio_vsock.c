@@ -14,6 +14,8 @@
 #include "virtio_vsock.h"
 
 #define VIRTIO_ID_VSOCK 19
+#define WINDOW		(256u << 10) /* what Linux keeps on the way: its own buffer's size */
+#define STREAM		(1u << 20)   /* bytes without a word from the host are one */
 
 void vsock_line_up(struct conn *c)
 {
@@ -113,6 +115,8 @@ static int vsock_fill(struct vsock *v, struct conn *c, struct chain *ch)
 	}
 	virtq_unpop(vq, s->n - i);
 	virtq_publish(vq);
+	if (i)
+		v->streamed = 0;
 	return r;
 }
 
@@ -162,7 +166,7 @@ static void vsock_serve_rx(struct vsock *v)
 		return;
 	while (v->n_resets || v->ready_first) {
 		r = vsock_pop_rx(v, &ch);
-		if (r == 0 && virtq_rearm(vq))
+		if (r == 0 && virtq_rearm(vq, 0))
 			continue;
 		if (r > 0)
 			r = vsock_speak(v, &ch);
@@ -171,8 +175,8 @@ static void vsock_serve_rx(struct vsock *v)
 	}
 	if (r < 0)
 		virtio_break(&v->dev);
-	else
-		virtio_notify(&v->dev, vq);
+	else if (virtio_notify(&v->dev, vq))
+		v->dev.vq[QUEUE_TX].signalled = v->dev.vq[QUEUE_TX].used_idx;
 }
 
 /* Send what was gathered of this connection. The driver may have all buffers back. */
@@ -189,7 +193,8 @@ void vsock_flush(struct conn *c)
 
 void vsock_gather(struct conn *c, const struct iovec *iov, unsigned n, uint32_t len)
 {
-	struct vsock_gather *g = &c->vsock->gather;
+	struct vsock *v = c->vsock;
+	struct vsock_gather *g = &v->gather;
 
 	if (g->conn && (g->conn != c || g->n + n > GATHER_IOV || g->len >= GATHER_BYTES))
 		vsock_flush(g->conn);
@@ -202,6 +207,7 @@ void vsock_gather(struct conn *c, const struct iovec *iov, unsigned n, uint32_t 
 	memcpy(g->iov + g->n, iov, n * sizeof(*iov));
 	g->n += n;
 	g->len += len;
+	v->streamed += len;
 }
 
 /* The guest wants a connection that there is not yet. */
@@ -251,9 +257,23 @@ static void vsock_packet(struct vsock *v, struct chain *ch)
 		vsock_refuse(v, &hdr);
 }
 
+/* How many packets more than one to wait for. While the guest does nothing but send, it is kicks
+ * that cost most: one for each half of its window is enough. Should it stop short of that, the loop
+ * looks after a moment (vsock_quiet()). */
+static uint16_t vsock_put_off(const struct vsock *v, unsigned packets, uint32_t bytes)
+{
+	if (v->streamed < STREAM || !bytes)
+		return 0;
+	return (uint16_t)MIN(v->dev.vq[QUEUE_TX].num / 4, WINDOW / 2 / (bytes / packets + 1));
+}
+
+/* That a used buffer of this queue is used the driver hears with the next interrupt for RX, when
+ * many are, or after a moment: it waits for none of them but for all. */
 static void vsock_serve_tx(struct vsock *v)
 {
 	struct virtq *vq = &v->dev.vq[QUEUE_TX];
+	uint32_t before = v->streamed;
+	unsigned packets = 0;
 	struct chain ch;
 	int r = 0;
 
@@ -262,16 +282,34 @@ static void vsock_serve_tx(struct vsock *v)
 		while (v->n_resets < MAX_RESETS && (r = virtq_pop(v->dev.vm, vq, &ch)) > 0) {
 			vsock_packet(v, &ch);
 			virtq_put(vq, ch.head, 0);
+			packets++;
 		}
 		if (v->gather.conn)
 			vsock_flush(v->gather.conn);
 		virtq_publish(vq);
-	} while (r == 0 && v->n_resets < MAX_RESETS && virtq_rearm(vq));
+	} while (r == 0 && v->n_resets < MAX_RESETS &&
+		 virtq_rearm(vq, vsock_put_off(v, packets, v->streamed - before)));
 	v->tx_waits = v->n_resets == MAX_RESETS;
 	if (r < 0)
 		virtio_break(&v->dev);
-	else
+	else if ((uint16_t)(vq->used_idx - vq->signalled) >= vq->num / 4)
 		virtio_notify(&v->dev, vq);
+	else if (vq->used_idx != vq->signalled || v->streamed >= STREAM)
+		v->dev.vm->lingers = &v->dev;
+}
+
+/* The driver has said nothing for a moment: it may be waiting for us. */
+static void vsock_quiet(struct virtio_dev *dev)
+{
+	struct vsock *v = (struct vsock *)dev;
+
+	if (!vsock_may_serve(v, QUEUE_TX))
+		return;
+	v->streamed = 0;
+	vsock_serve_tx(v);
+	virtio_notify(dev, &dev->vq[QUEUE_TX]);
+	dev->vm->lingers = NULL;
+	vsock_run(v);
 }
 
 /* Tell the driver that its connections are gone, once there is a buffer to tell it in. */
@@ -284,7 +322,7 @@ static void vsock_serve_event(struct vsock *v)
 
 	while (v->event_waits && vsock_may_serve(v, QUEUE_EVENT)) {
 		r = virtq_pop(v->dev.vm, vq, &ch);
-		if (r == 0 && virtq_rearm(vq))
+		if (r == 0 && virtq_rearm(vq, 0))
 			continue;
 		if (r > 0 && (ch.n_out || iov_size(ch.iov, ch.n_in) < sizeof(transport_reset)))
 			r = -EINVAL;
@@ -359,6 +397,7 @@ static const struct virtio_ops vsock_ops = {
 	.id = VIRTIO_ID_VSOCK,
 	.n_queues = 3,
 	.serve = vsock_serve,
+	.quiet = vsock_quiet,
 	.reset = vsock_reset,
 	.free = vsock_free,
 };

@@ -133,6 +133,7 @@ struct vsock {
 		uint32_t host_port, guest_port;
 	} resets[MAX_RESETS];
 	unsigned n_resets;
+	uint32_t streamed; /* bytes by the guest since it was sent any, or fell silent */
 	struct vsock_gather gather;
 	struct vsock_scatter scatter;
 	bool tx_waits;	  /* until there is room for the resets that its packets may need */

@@ -170,11 +170,12 @@ void virtq_push(struct virtq *vq, uint16_t head, uint32_t len)
 	virtq_publish(vq);
 }
 
-/* Ask for a kick at the next chain; true if one came meanwhile and the queue must be served on. */
-bool virtq_rearm(struct virtq *vq)
+/* Ask for a kick when there are more than `more` chains, where the driver can do that; true if
+ * there is one already and the queue must be served on. */
+bool virtq_rearm(struct virtq *vq, uint16_t more)
 {
 	if (vq->event_idx) {
-		ring_store(vq->used + 4 + 8 * vq->num, vq->last_avail);
+		ring_store(vq->used + 4 + 8 * vq->num, (uint16_t)(vq->last_avail + more));
 		atomic_thread_fence(memory_order_seq_cst);
 	}
 	return avail_idx(vq) != vq->last_avail;
