@@ -1,9 +1,12 @@
-/* The path that a failure names. It may be cut: nothing is opened by it below the first. */
+/*
+ * The path that a failure names. It may be cut, so that fail() has room for the reason: nothing is
+ * opened by it.
+ */
 #include "tree.h"
 
 #define NOFILE (TREE_DEPTH_MAX + 64)
 
-static char text[TREE_PATH_MAX];
+static char text[1024];
 static struct text path = {text, sizeof(text), 0};
 
 /* What it was is to be given back to tree_path_leave(). */
@@ -19,6 +22,8 @@ size_t tree_path_enter(const char *name)
 
 void tree_path_leave(size_t length)
 {
+	if (length > path.len)
+		return; /* it is cut there already */
 	path.len = length;
 	path.buf[length] = 0;
 }

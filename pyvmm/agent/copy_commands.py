@@ -37,7 +37,7 @@ def _cp(a: Values) -> int:
 def _pull(files: Files, guest: str, host: str, a: Values) -> list[str]:
     if host != "-":
         return files.pull(guest, host, archive=a.archive, follow=a.follow_link)
-    if sys.stdout.isatty():
+    if not sys.stdout or sys.stdout.isatty():
         raise UsageError("an archive is nothing for a terminal: give a path, or redirect")
     with open(sys.stdout.fileno(), "wb", buffering=0, closefd=False) as out:
         return files.pull_tar(guest, out, follow=a.follow_link)
@@ -46,7 +46,7 @@ def _pull(files: Files, guest: str, host: str, a: Values) -> list[str]:
 def _push(files: Files, host: str, guest: str, a: Values) -> list[str]:
     if host != "-":
         return files.push(host, guest, archive=a.archive, follow=a.follow_link)
-    if sys.stdin.isatty():
+    if not sys.stdin or sys.stdin.isatty():
         raise UsageError("give a path, or redirect an archive to stdin")
     files.push_tar(sys.stdin.buffer, guest)
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import stat
@@ -19,6 +20,7 @@ from .walk import Walk
 Path = str | os.PathLike[str]
 
 READ_LIMIT = 256 << 20  # bytes
+PATH_MAX = 4095  # bytes, Linux's
 CHUNK = 1 << 20
 
 
@@ -127,13 +129,20 @@ class Files:
 
     def _get(self, path: Path, sink: Sink, *, follow: bool) -> None:
         with self._connect() as connection:
-            connection.send(GET, WORD.pack(FOLLOW if follow else 0) + os.fsencode(path))
+            connection.send(GET, _opening(FOLLOW if follow else 0, path))
             receive(connection, sink)
 
 
 def _put(connection: Connection, path: Path, how: int) -> Sender:
-    connection.send(PUT, WORD.pack(how) + os.fsencode(path))
+    connection.send(PUT, _opening(how, path))
     return Sender(connection)
+
+
+def _opening(word: int, path: Path) -> bytes:
+    data = os.fsencode(path)
+    if len(data) > PATH_MAX:
+        raise OSError(errno.ENAMETOOLONG, "file name too long", os.fspath(path))
+    return WORD.pack(word) + data
 
 
 def _name(path: str) -> bytes:

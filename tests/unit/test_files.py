@@ -352,6 +352,24 @@ def test_write_where_it_cannot_be(files: Files, tmp_path: Path) -> None:
         assert e.strerror == error
 
 
+def test_long_paths(files: Files, tmp_path: Path) -> None:
+    """The reason is there, however long the path."""
+    path = "/tmp/" + "../tmp/" * 580 + "none"
+    assert len(path) == 4069
+    e = refused(files.read, path)
+    assert (e.errno, e.strerror) == (errno.ENOENT, path[:1023] + ": no such file or directory")
+    e = refused(files.write, path + "/file", b"")
+    assert (e.errno, e.strerror) == (errno.ENOENT, path[:1023] + ": no such file or directory")
+    for each in (path + "x" * 30, "/" * 100_000):
+        e = refused(files.read, each)
+        assert (e.errno, e.strerror) == (errno.ENAMETOOLONG, "file name too long")
+    e = refused(files.write, tmp_path / ("n" * 256), b"")
+    assert (e.errno, e.strerror) == (
+        errno.ENAMETOOLONG,
+        f"{tmp_path}/{'n' * 256}: file name too long",
+    )
+
+
 def test_a_full_disk(files: Files) -> None:
     """What the guest says while we still send is heard."""
     with open("/dev/zero", "rb") as endless:
