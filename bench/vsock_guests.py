@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ours
 import qemu
+from measure import say
 from subject import MEMORY_MIB, Subject
 
 import pyvmm
@@ -168,13 +169,23 @@ def unix(subject: Subject, output: Output) -> Iterator[Guest]:
         machine.vsock.listen(PORT) as control,
         machine.vsock.listen(PORT + 1) as streams,
     ):
-        waiting = threading.Thread(target=machine.wait, daemon=True)
+        waiting = threading.Thread(target=_wait, args=[machine], daemon=True)
         waiting.start()
         control.settimeout(TIMEOUT)
         with control.accept()[0] as asked:
             assert machine.pid
             yield Guest(machine.pid, asked, streams)
         waiting.join(TIMEOUT)  # without orders the program ends
+
+
+def _wait(machine: pyvmm.Machine) -> None:
+    """See to its output until it ends, which is news unless it was told to."""
+    try:
+        result = machine.wait()
+        if result.exit_code:
+            say(f"pyvmm's guest: exit code {result.exit_code}: {result.stderr.decode()}")
+    except pyvmm.PyvmmError as e:
+        say(f"pyvmm's guest: {e}")
 
 
 GUESTS = {ours.NAME: unix, qemu.NAME: vhost}
