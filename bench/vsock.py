@@ -17,7 +17,6 @@ from table import Row
 from vsock_guests import GUESTS, PROGRAM, ROOT, Guest, Order, Output, Taken
 
 RAW = ROOT / "build/bench-vsock.json"
-ROUNDS = 5
 WARM = (Order("send", 1, 64 << 10, MIB), Order("receive", 1, 64 << 10, MIB))
 WRITES = {4 << 10: "4 KiB", 64 << 10: "64 KiB", 1 << 20: "1 MiB"}
 DIRECTIONS = {"send": "guest to host", "receive": "host to guest"}
@@ -54,7 +53,7 @@ def measure(bench: Bench, kernel: str, directory: Path) -> None:
             for order in WARM:
                 guest.move(order)
         for order in orders():
-            found = take(guests, order)
+            found = take(guests, order, bench.runs)
             rows = echo_rows(kernel, found) if order == ECHO else rows_of(kernel, order, found)
             bench.rows += rows
             raw[repr(order)] = {name: [vars(one) for one in had] for name, had in found.items()}
@@ -63,13 +62,13 @@ def measure(bench: Bench, kernel: str, directory: Path) -> None:
             for name, had in found.items():
                 say(f"  {name}: {spent(had)}")
         if ours.NAME in guests:
-            bench.rows += vsock_output.rows(kernel, guests[ours.NAME], output)
+            bench.rows += vsock_output.rows(kernel, guests[ours.NAME], output, bench.runs)
     RAW.write_text(json.dumps(raw))
 
 
-def take(guests: dict[str, Guest], order: Order) -> Found:
+def take(guests: dict[str, Guest], order: Order, runs: int) -> Found:
     found: Found = {name: [] for name in guests}
-    for _ in range(ROUNDS):
+    for _ in range(runs):
         for name, guest in guests.items():
             found[name].append(guest.move(order))
     return found

@@ -8,7 +8,6 @@ from measure import MIB, say
 from table import Row
 from vsock_guests import Guest, Order, Output
 
-ROUNDS = 5
 PLAIN = "a plain vsock stream"
 SILENT = "the same, silent"
 SIZE = 64 << 10
@@ -17,14 +16,14 @@ CHUNKS = 214  # of 64 KiB: 14 MB
 AS_FAST, AS_LONG = 0.8, 1.02  # the goals: at least, at most
 
 
-def rows(kernel: str, guest: Guest, output: Output) -> list[Row]:
-    return [_speed(kernel, guest, output), *_cost(kernel, guest, output)]
+def rows(kernel: str, guest: Guest, output: Output, runs: int) -> list[Row]:
+    return [_speed(kernel, guest, output, runs), *_cost(kernel, guest, output, runs)]
 
 
-def _speed(kernel: str, guest: Guest, output: Output) -> Row:
+def _speed(kernel: str, guest: Guest, output: Output, runs: int) -> Row:
     """on_stdout beside a stream of the same bytes, which C reads."""
     plain, printed = [], []
-    for _ in range(ROUNDS):
+    for _ in range(runs):
         plain.append(guest.move(Order("send", 1, SIZE, AMOUNT)).statistics["ns"] / 1e9)
         output.expect(AMOUNT)
         guest.order(Order("print", 1, SIZE, AMOUNT))
@@ -37,10 +36,10 @@ def _speed(kernel: str, guest: Guest, output: Output) -> Row:
     return row
 
 
-def _cost(kernel: str, guest: Guest, output: Output) -> list[Row]:
+def _cost(kernel: str, guest: Guest, output: Output, runs: int) -> list[Row]:
     """CPU time by the guest's own count, from which it takes what KVM says was stolen."""
     taken: dict[int, list[tuple[float, float]]] = {0: [], SIZE: []}
-    for _ in range(ROUNDS):
+    for _ in range(runs):
         for size, had in taken.items():
             output.expect(size * CHUNKS)
             guest.order(Order("compute", 1, size, CHUNKS))
