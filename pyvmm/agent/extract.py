@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from .descent import DIRECTORY, Descent
-from .tree import Entry
+from .tree import Entry, left_out
 
 PERMISSIONS = 0o777  # without archive: a guest's set-user-ID file would be the caller's own
 
@@ -39,7 +39,7 @@ class Extractor:
             self._file_allowed = not destination.endswith("/")
             self._place, base = os.path.split(os.path.realpath(destination))
             self._name = os.fsencode(base)
-        self._at = Descent(os.open(self._place, DIRECTORY))
+        self._at = Descent(os.open(self._place, os.O_PATH | DIRECTORY))
         self._entries: list[Entry | None] = []  # of the directories where we are
         self._entry = Entry(b"", 0)  # of the file that is open
         self._fd = -1
@@ -119,8 +119,7 @@ class Extractor:
             elif stat.S_ISFIFO(entry.mode):
                 os.mkfifo(self._part, entry.mode & PERMISSIONS, dir_fd=self._at.fd)
             else:
-                what = "a socket" if stat.S_ISSOCK(entry.mode) else "a device"
-                self.warnings.append(f"{self._path(name)}: {what}, left out")
+                left_out(self.warnings, self._path(name), entry.mode)
                 return
             if self._archive and os.geteuid() == 0:
                 own = {"dir_fd": self._at.fd, "follow_symlinks": False}

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from ..errors import PyvmmError
 from .contents import ZEROS, write_zeros
-from .tree import KEEP, LINK, Entry, Sender
+from .tree import KEEP, LINK, Entry, Sender, left_out
 
 TYPES = {
     stat.S_IFREG: tarfile.REGTYPE,
@@ -67,10 +67,10 @@ class TarWriter:
         self._written += self._size + -self._size % tarfile.BLOCKSIZE
 
     def other(self, entry: Entry) -> None:
-        if stat.S_ISSOCK(entry.mode):
-            self.warnings.append(f"{self._where(entry)}: a socket, left out")
-        else:
+        if stat.S_IFMT(entry.mode) in TYPES:
             self._header(entry, self._where(entry))
+        else:
+            left_out(self.warnings, self._where(entry), entry.mode)
 
     def finish(self) -> None:
         """The archive's end."""
@@ -83,8 +83,6 @@ class TarWriter:
 
     def _header(self, entry: Entry, path: str) -> None:
         kind = stat.S_IFMT(entry.mode)
-        if kind not in TYPES:
-            raise PyvmmError(f"{path}: the guest says that it is of type {kind:#o}")
         info = tarfile.TarInfo(path)
         info.type = TYPES[kind]
         info.mode = stat.S_IMODE(entry.mode)

@@ -28,6 +28,8 @@ LINK, KEEP = 1, 2  # an entry's flags
 DATA_MAX = MAX_FRAME - HEADER.size  # with its header as long as vsock's largest packet
 DEPTH_MAX = 4096
 SIZE_MAX = (1 << 63) - 1
+WARNINGS_MAX = 1000
+LEFT_OUT = {stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 SECTOR = 512  # st_blocks' unit
 WORD = struct.Struct("<I")
 HEAD = struct.Struct("<IIIIqQHHI")  # of an ENTRY
@@ -95,6 +97,13 @@ class Sink(Protocol):
     def hole(self, length: int) -> None: ...
     def close(self) -> None: ...
     def other(self, entry: Entry) -> None: ...
+
+
+def left_out(warnings: list[str], path: str, mode: int) -> None:
+    """Note that a file was not copied; only so often, since a guest may have any number of them."""
+    if len(warnings) < WARNINGS_MAX:
+        what = LEFT_OUT.get(stat.S_IFMT(mode), "of unknown type")
+        warnings.append(f"{path}: {what}, left out")
 
 
 def receive(connection: Connection, sink: Sink) -> None:

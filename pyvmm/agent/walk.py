@@ -6,7 +6,7 @@ import os
 import stat
 
 from .descent import DIRECTORY, Descent
-from .tree import LINK, Entry, Sender
+from .tree import LINK, Entry, Sender, left_out
 
 OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -80,7 +80,7 @@ class Walk:
         except OSError as e:
             raise OSError(e.errno, e.strerror, path) from None
         if stat.S_ISSOCK(status.st_mode):
-            self.warnings.append(f"{path}: a socket, left out")
+            left_out(self.warnings, path, status.st_mode)
             return False
         entry = self._entry(sent, status)._replace(target=target)
         if fd < 0:

@@ -258,9 +258,22 @@ def test_no_devices(to: Path) -> None:
         f"{to}/x/20000: a device, left out",
         f"{to}/x/60000: a device, left out",
         f"{to}/x/140000: a socket, left out",
-        f"{to}/x/0: a device, left out",
+        f"{to}/x/0: of unknown type, left out",
     ]
     assert made(to) == ["x", "x/after"]
+
+
+def test_so_many_warnings_and_no_more(to: Path) -> None:
+    player = Player(TOP, entry(b"s", stat.S_IFSOCK) * 1001, frame(LEAVE), frame(END))
+    assert player.files.pull_tar("/x", io.BytesIO()) == ["x/s: a socket, left out"] * 1000
+
+
+def test_a_directory_that_we_may_not_read(to: Path) -> None:
+    """Writing into it is enough."""
+    (to / "box").mkdir(mode=0o300)
+    Player(file(), frame(END)).files.pull("/x", to / "box")
+    (to / "box").chmod(0o700)
+    assert made(to) == ["box", "box/x"]
 
 
 def test_a_device_that_is_there_stays(to: Path) -> None:
