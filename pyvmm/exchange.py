@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SLOWEST = 1 << 20  # bytes a second that output files must come at, after boot_timeout
 KILL_GRACE = 5.0  # seconds for the agent to report after the program was killed
 STDIN_WINDOW = 256 << 10  # bytes of STDIN on the way at most, so that a KILL gets through
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # what malloc has at hand; more would be mapped, and cleared, each time
 
 CONFIG, STDIN, KILL, AGAIN, RESIZE, GET, PUT, PROBE = range(1, 9)
 ARG, ENV, WORKDIR, USER, HOSTNAME, OUTPUT, HAS_STDIN, PRIVILEGED, CLOCK, LIMIT = range(1, 11)
