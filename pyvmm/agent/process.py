@@ -76,6 +76,12 @@ class Process:
         self._sent = 0
         self._error: GuestError | None = None
         self._closed = False
+        try:
+            with self._changed:  # it is to begin now, whenever it is looked at
+                self._until(lambda: not self._link.outgoing, time.monotonic() + TOLD)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
