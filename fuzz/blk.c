@@ -56,7 +56,7 @@ void target_begin(void)
 	memcpy(disk, base, sizeof(disk));
 	slot = vm_add_blk(vm, base_fd, overlay, size, read_only, "fuzz");
 	wire(slot);
-	start(0, ~0ull, 1u << below(9));
+	start_any(0);
 }
 
 static void request(void)
@@ -199,8 +199,7 @@ void target_op(uint8_t op)
 		if (in8() % 8)
 			break;
 		collect(0, took);
-		start(0, below(2) ? ~0ull : ~(VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC),
-		      1u << below(9));
+		start_any(0);
 		break;
 	case 5:
 	case 6:

@@ -98,7 +98,8 @@ void target_op(uint8_t op)
 			put(THR, (uint8_t)(n + op));
 		break;
 	default:
-		put(below(8), in8());
+		n = below(8);
+		put(n, in8());
 	}
 }
 

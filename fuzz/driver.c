@@ -13,7 +13,6 @@
 #define ARENA	     (RINGS + VM_MAX_DEVICES / 2 * VIRTIO_MAX_QUEUES * RINGS_SIZE)
 #define UNIT	     256u
 #define UNITS	     ((LOW_SIZE - ARENA) / UNIT)
-#define MAX_DESCS    64u
 #define NO_INTERRUPT 1u
 
 struct desc {
@@ -133,6 +132,14 @@ bool start(unsigned slot, uint64_t features, unsigned num)
 	return true;
 }
 
+/* With the features and a size that the input says. */
+void start_any(unsigned slot)
+{
+	uint64_t less = below(2) ? VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC : 0;
+
+	start(slot, ~less, 1u << below(9));
+}
+
 /* After the reset all of the driver's memory is its own again. */
 void stop(unsigned slot)
 {
@@ -187,7 +194,7 @@ int give(unsigned slot, unsigned q, const void *out, uint32_t out_len, uint32_t 
 	bool indirect = shape & 0x80 && vq->indirect;
 	unsigned all = outs + ins, need = indirect ? 1 : all;
 	uint32_t table = indirect ? all * (uint32_t)sizeof(struct desc) : 0;
-	struct desc descs[16];
+	struct desc descs[MAX_PARTS];
 	struct given *g;
 	uint16_t head;
 
@@ -339,12 +346,16 @@ static uint64_t any_address(void)
 	}
 }
 
-/* A field that a device reads. */
+/* A field that a device reads, of one of the last chains given mostly. */
 static uint8_t *any_field(const struct queue *vq, unsigned *size)
 {
-	unsigned i = below(VQ_SIZE) % vq->num;
+	uint64_t ring = vq->avail + 4 + 2 * ((vq->avail_idx - 1u - below(8)) & (vq->num - 1));
+	unsigned i = below(4) ? load16(ring) % vq->num : below(VQ_SIZE) % vq->num;
+	const struct given *g = &vq->given[i];
 	uint64_t desc = vq->desc + sizeof(struct desc) * i;
 
+	if (g->n_descs)
+		desc = vq->desc + sizeof(struct desc) * g->descs[below(8) % g->n_descs];
 	*size = 2;
 	switch (below(9)) {
 	case 0:
@@ -360,15 +371,15 @@ static uint8_t *any_field(const struct queue *vq, unsigned *size)
 	case 4:
 		return low + vq->avail + 2 * below(2);
 	case 5:
-		return low + vq->avail + 4 + 2 * i;
+		return low + ring;
 	case 6:
 		return low + vq->avail + 4 + 2 * vq->num;
 	case 7: /* what was written, too */
 		return low + vq->used + below(6 + 8 * VQ_SIZE) % (6 + 8 * vq->num);
 	default: /* a header, a table or data of the chain there */
 		*size = 1u << below(4);
-		if (vq->given[i].busy)
-			return low + ARENA + (size_t)vq->given[i].unit * UNIT + below(64);
+		if (g->busy)
+			return low + ARENA + (size_t)g->unit * UNIT + below(64);
 		return low + ARENA + below(UNIT);
 	}
 }
@@ -399,7 +410,11 @@ void hostile_op(void)
 		break;
 	case 3: { /* a descriptor, and perhaps a chain that begins there */
 		uint16_t head = (uint16_t)(below(VQ_SIZE) % vq->num);
-		struct desc d = {any_address(), (uint32_t)any_number(), in8() & 7u, in8()};
+		struct desc d = {.addr = any_address()};
+
+		d.len = (uint32_t)any_number();
+		d.flags = in8() & 7u;
+		d.next = in8();
 
 		memcpy(low + vq->desc + sizeof(d) * head, &d, sizeof(d));
 		if (below(2))
@@ -407,8 +422,8 @@ void hostile_op(void)
 		break;
 	}
 	case 4: /* a register at any time */
-		reg_write(slot, below(REG_CONFIG + 16) & ~3u,
-			  (uint32_t)(below(2) ? any_number() : any_address()));
+		value = below(2) ? any_number() : any_address();
+		reg_write(slot, below(REG_CONFIG + 16) & ~3u, (uint32_t)value);
 		break;
 	default: /* a kick of whatever there is */
 		kick(slot, q);

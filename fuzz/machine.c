@@ -40,7 +40,7 @@ static struct {
 } watched[MAX_WATCH];
 static unsigned n_watched;
 static int kept[MAX_FDS];
-static unsigned n_kept;
+static unsigned n_kept, n_devices; /* n_devices: of the last input */
 
 void check(bool ok, const char *what)
 {
@@ -322,11 +322,9 @@ static void check_queue(const struct virtio_dev *dev, unsigned q, struct device 
 	check(!driver->armed || used == driver->seen || d->interrupted, "an interrupt is missing");
 }
 
-/* Turn the loop until nothing is left to do. */
-void settle(void)
+/* Turn the loop as often, or until nothing is left to do: then, true. */
+bool turn(unsigned rounds)
 {
-	unsigned rounds = 0;
-	uint64_t count;
 	int r;
 
 	do {
@@ -334,8 +332,16 @@ void settle(void)
 		r = vm_poll(vm, 0);
 		in_device = false;
 		check(r >= 0, "vm_poll");
-		check(++rounds < SPIN_LIMIT, "the loop spins");
-	} while (r);
+	} while (r && --rounds);
+	return !r;
+}
+
+/* Turn the loop until nothing is left to do. */
+void settle(void)
+{
+	uint64_t count;
+
+	check(turn(SPIN_LIMIT), "the loop spins");
 	for (unsigned slot = 0; slot < vm->n_devices; slot++) {
 		struct device *d = &devices[slot];
 
@@ -361,7 +367,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(low, 0, hostile ? LOW_SIZE : drivers_end());
 	memset(high, 0, hostile ? HIGH_SIZE : 0);
 	memset(may_write, 0, drivers_end());
-	memset(devices, 0, sizeof(devices));
+	memset(devices, 0, n_devices * sizeof(*devices));
 	hostile = goal_met = false;
 	n_watched = 0;
 	drivers_reset();
@@ -376,6 +382,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	trace("end\n");
 	target_end();
+	n_devices = vm->n_devices;
 	vm_free(vm);
 	while (n_kept)
 		check(!__real_close(kept[--n_kept]), "the device closed what is ours");

@@ -17,6 +17,7 @@
 #define LOW_SIZE  (512u << 10) /* of guest memory at 0 */
 #define HIGH_BASE (1ull << 32) /* and from here */
 #define HIGH_SIZE (64u << 10)
+#define MAX_PARTS 16 /* of a chain */
 #define NO_CHAIN  (-1)
 
 enum { F_NEXT = 1, F_WRITE = 2, F_INDIRECT = 4 };
@@ -45,7 +46,7 @@ struct given {
 	uint8_t *out, *in;
 	uint32_t out_len, in_len;
 	unsigned n_descs;
-	uint16_t descs[64];
+	uint16_t descs[MAX_PARTS];
 	uint32_t unit, units; /* of the arena */
 	uint64_t tag;	      /* the harness's own */
 };
@@ -97,12 +98,14 @@ void drop_fd(int fd);
 void wire(int slot);
 uint32_t reg_read(unsigned slot, uint32_t reg);
 void reg_write(unsigned slot, uint32_t reg, uint32_t value);
+bool turn(unsigned rounds);
 void settle(void);
 void watch(uint8_t *place, unsigned size, unsigned loads, uint64_t value);
 
 /* ---- driver.c ---- */
 
 bool start(unsigned slot, uint64_t features, unsigned num);
+void start_any(unsigned slot);
 void stop(unsigned slot);
 int give(unsigned slot, unsigned q, const void *out, uint32_t out_len, uint32_t in_len,
 	 uint8_t shape);

@@ -88,6 +88,8 @@ void target_op(uint8_t op)
 					REG_CONFIG};
 	static const uint8_t out[64];
 	unsigned slot = below(3), q = slot == 2 ? below(3) : 0;
+	uint32_t out_len, in_len;
+	uint64_t value;
 
 	switch (op % 12) {
 	case 0:
@@ -100,10 +102,13 @@ void target_op(uint8_t op)
 		settle();
 		break;
 	case 3:
-		start(slot, any_number() | VIRTIO_F_VERSION_1, 1u << below(9));
+		value = any_number() | VIRTIO_F_VERSION_1;
+		start(slot, value, 1u << below(9));
 		break;
 	case 4:
-		give(slot, q, out, in8() % sizeof(out), in8(), in8());
+		out_len = in8() % sizeof(out);
+		in_len = in8();
+		give(slot, q, out, out_len, in_len, in8());
 		break;
 	case 5:
 		kick(slot, q);
@@ -116,7 +121,8 @@ void target_op(uint8_t op)
 		hostile_op();
 		break;
 	default: /* a register there is */
-		reg_write(slot, regs[below(16)], (uint32_t)any_number());
+		value = any_number();
+		reg_write(slot, regs[below(16)], (uint32_t)value);
 	}
 	check_registers(slot);
 }

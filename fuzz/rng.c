@@ -13,7 +13,7 @@ void target_begin(void)
 {
 	may_be_hostile = in8() & 1;
 	wire(vm_add_rng(vm));
-	start(0, ~0ull, 1u << below(9));
+	start_any(0);
 }
 
 static void took(unsigned q, struct given *g, uint32_t len)
@@ -30,7 +30,7 @@ static void took(unsigned q, struct given *g, uint32_t len)
 void target_op(uint8_t op)
 {
 	static const uint8_t out[256];
-	uint32_t len;
+	uint32_t len, out_len;
 
 	switch (op % 8) {
 	case 0:
@@ -46,8 +46,7 @@ void target_op(uint8_t op)
 		if (in8() % 8)
 			break;
 		collect(0, took);
-		start(0, below(2) ? ~0ull : ~(VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC),
-		      1u << below(9));
+		start_any(0);
 		break;
 	case 4:
 		if (may_be_hostile)
@@ -58,7 +57,8 @@ void target_op(uint8_t op)
 		break;
 	default:
 		len = below(4) ? in8() : in16();
-		give(0, 0, out, below(4) ? 0 : in8(), len, in8());
+		out_len = below(4) ? 0 : in8();
+		give(0, 0, out, out_len, len, in8());
 	}
 }
 

@@ -115,24 +115,25 @@ static uint32_t length(void)
 
 static void restart(void)
 {
-	uint64_t less = below(2) ? 0 : VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC;
-
 	collect(0, guest_took);
 	flows_forget(true);
 	restarted = true;
-	start(0, ~less, 1u << below(9));
+	start_any(0);
 }
 
 void target_op(uint8_t op)
 {
 	struct flow *f = flow_pick(in8());
 	uint32_t len;
+	unsigned count;
 
 	switch (op % 32) {
 	case 0:
 	case 1:
-	case 2:
 		settle();
+		break;
+	case 2:
+		turn(1 + below(4));
 		break;
 	case 3:
 	case 4:
@@ -151,10 +152,12 @@ void target_op(uint8_t op)
 	case 8:
 	case 9:
 		len = below(2) ? 4096 : length();
-		guest_post(QUEUE_RX, 1 + below(16), HEADER + 1 + len, in8());
+		count = 1 + below(16);
+		guest_post(QUEUE_RX, count, HEADER + 1 + len, in8());
 		break;
 	case 10:
-		guest_post(QUEUE_EVENT, 1, 4 + in8() % 8, in8());
+		len = 4 + in8() % 8;
+		guest_post(QUEUE_EVENT, 1, len, in8());
 		break;
 	case 11:
 	case 12:
@@ -265,11 +268,12 @@ static void check_flow(const struct flow *f)
 		check(f->host_rx == f->tx || f->seqpacket, "the host has not all");
 	if (f->guest != GUEST_LINKED)
 		return;
-	check(f->shut != (SHUTDOWN_RCV | SHUTDOWN_SEND), "a clean disconnect is not answered");
+	check(f->shut != BOTH, "a clean disconnect is not answered");
 	if (f->fd >= 0 && f->shut & SHUTDOWN_SEND && !f->host_shut_read)
 		check(f->host_eof, "the host is not told of SHUTDOWN");
 	if (f->fd < 0)
-		check(f->peer_shut == (SHUTDOWN_RCV | SHUTDOWN_SEND), "a host that has gone");
+		check(f->host_shut_write || f->shut || f->peer_shut == BOTH,
+		      "a host that has gone");
 	else if (!(f->shut & SHUTDOWN_RCV) && !f->host_shut_read)
 		check(f->rx == f->host_tx, "the guest has not all");
 	if (f->fd >= 0 && f->host_shut_write && !(f->shut & SHUTDOWN_RCV))

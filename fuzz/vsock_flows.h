@@ -17,6 +17,7 @@
 #define CHUNK	     (64u << 10)
 #define MESSAGES_MAX 512
 #define HEADER	     44u
+#define BOTH	     (SHUTDOWN_RCV | SHUTDOWN_SEND)
 
 enum { STREAM = 1, SEQPACKET = 2 };
 enum { EOM = 1, EOR = 2 };

@@ -164,7 +164,8 @@ void guest_post(unsigned q, unsigned count, uint32_t size, uint8_t shape)
 /* A packet with one thing wrong with it, or more. */
 void guest_lie(struct flow *f)
 {
-	struct vsock_hdr hdr = header_of(f, 1 + below(8), in8() & 3, 0);
+	uint16_t op = (uint16_t)(1 + below(8));
+	struct vsock_hdr hdr = header_of(f, op, in8() & 3, 0);
 	uint32_t len = below(4) ? in8() : in16();
 	uint8_t wrong = in8();
 
@@ -231,7 +232,7 @@ static void took_data(struct flow *f, const struct vsock_hdr *hdr, const uint8_t
 /* RST is for a cause: no host, or one that closed or shut down; or as the last word (§5.10.6.5). */
 static void took_reset(struct flow *f)
 {
-	bool both = f->shut == (SHUTDOWN_RCV | SHUTDOWN_SEND);
+	bool both = f->shut == BOTH;
 
 	check(f->guest != GUEST_LINKED || both || f->fd < 0 || f->host_shut_read ||
 		      f->host_shut_write,

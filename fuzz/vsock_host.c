@@ -163,10 +163,13 @@ void host_reset(void)
 /* A message that no caller sends. */
 void host_say_anything(void)
 {
-	struct message m = {below(9), in16(), in8(), in8() & 7u};
+	struct message m = {.op = below(9)};
 	int fd = -1;
 
 	hostile = true;
+	m.a = in16();
+	m.b = in8();
+	m.flags = in8() & 7u;
 	if (n_asks && below(2))
 		m.a = asks[below(n_asks)].a;
 	if (below(2))
