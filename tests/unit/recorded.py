@@ -200,8 +200,8 @@ EXCHANGES: dict[str, list[tuple[str, bytes]]] = {
             HOST,
             b"\x8c\x00\x00\x00\x01\x00\x00\x00"
             b"\x01\x00\x00\x00\x02\x00\x00\x00sh\x01\x00\x00\x00\x02\x00\x00\x00-c\x01\x00\x00\x00["
-            b'\x00\x00\x00trap "stty size; exit" WINCH; stty -echo; stty size; read lin'
-            b"e; while :; do sleep 0.1; done\x07\x00\x00\x00\x01\x00\x00\x00\x01\x0b\x00\x00\x00"
+            b'\x00\x00\x00trap "stty size; exit 0" WINCH; stty -echo; stty size; read lin'
+            b"e; while :; do sleep 1; done\x07\x00\x00\x00\x01\x00\x00\x00\x01\x0b\x00\x00\x00"
             b"\x04\x00\x00\x00\x18\x00P\x00",
         ),
         (
