@@ -203,8 +203,9 @@ struct vm {
 	pthread_mutex_t coalesced_lock;
 	int epoll_fd, done_fd;
 	uint32_t round;		    /* of the loop */
-	struct virtio_dev *lingers; /* wants quiet() when nothing happens for a moment */
-	struct event wake;	    /* ends the io thread */
+	struct virtio_dev *lingers; /* wants quiet() when nothing happens for linger_ms */
+	int linger_ms;
+	struct event wake; /* ends the io thread */
 	struct filter filters[VM_THREAD_KINDS];
 	struct gate gate;
 	pthread_t io_thread;

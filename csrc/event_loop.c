@@ -11,7 +11,6 @@
 #include "core.h"
 
 #define MAX_EVENTS 32 /* a round */
-#define LINGER_MS  1
 
 static void loop_wake(struct event *ev, uint32_t events)
 {
@@ -60,7 +59,7 @@ int vm_poll(struct vm *vm, int timeout_ms)
 	struct epoll_event all[MAX_EVENTS];
 	struct virtio_dev *dev = vm->lingers;
 	int n = epoll_wait(vm->epoll_fd, all, MAX_EVENTS,
-			   dev && timeout_ms ? LINGER_MS : timeout_ms);
+			   dev && timeout_ms ? vm->linger_ms : timeout_ms);
 
 	if (n < 0)
 		return errno == EINTR ? 0 : -errno;

@@ -15,6 +15,8 @@
 
 #define VIRTIO_ID_VSOCK 19
 #define WINDOW		(256u << 10) /* what Linux keeps on the way: its own buffer's size */
+#define SOON_MS		1	     /* a guest may wait for what was not kicked for */
+#define LATE_MS		20	     /* it waits for no buffer, it only has the use of it */
 #define STREAM		(1u << 20)   /* bytes without a word from the host are one */
 
 void vsock_line_up(struct conn *c)
@@ -287,15 +289,13 @@ static void vsock_serve_tx(struct vsock *v)
 		if (v->gather.conn)
 			vsock_flush(v->gather.conn);
 		virtq_publish(vq);
-	} while (r == 0 && v->n_resets < MAX_RESETS &&
-		 virtq_rearm(vq, vsock_put_off(v, packets, v->streamed - before)));
+		v->put_off = vsock_put_off(v, packets, v->streamed - before);
+	} while (r == 0 && v->n_resets < MAX_RESETS && virtq_rearm(vq, v->put_off));
 	v->tx_waits = v->n_resets == MAX_RESETS;
 	if (r < 0)
 		virtio_break(&v->dev);
 	else if ((uint16_t)(vq->used_idx - vq->signalled) >= vq->num / 4)
 		virtio_notify(&v->dev, vq);
-	else if (vq->used_idx != vq->signalled || v->streamed >= STREAM)
-		v->dev.vm->lingers = &v->dev;
 }
 
 /* The driver has said nothing for a moment: it may be waiting for us. */
@@ -308,7 +308,6 @@ static void vsock_quiet(struct virtio_dev *dev)
 	v->streamed = 0;
 	vsock_serve_tx(v);
 	virtio_notify(dev, &dev->vq[QUEUE_TX]);
-	dev->vm->lingers = NULL;
 	vsock_run(v);
 }
 
@@ -337,6 +336,16 @@ static void vsock_serve_event(struct vsock *v)
 		virtio_break(&v->dev);
 }
 
+/* Have vsock_quiet() called after a moment if something was put off. */
+static void vsock_linger(struct vsock *v)
+{
+	const struct virtq *tx = &v->dev.vq[QUEUE_TX];
+	bool untold = tx->used_idx != tx->signalled;
+
+	v->dev.vm->lingers = v->put_off || untold ? &v->dev : NULL;
+	v->dev.vm->linger_ms = v->put_off ? SOON_MS : LATE_MS;
+}
+
 /* Serve RX, and TX if it waited for that, until neither can go on. */
 void vsock_run(struct vsock *v)
 {
@@ -346,6 +355,7 @@ void vsock_run(struct vsock *v)
 		vsock_serve_tx(v);
 		vsock_serve_rx(v);
 	}
+	vsock_linger(v);
 }
 
 static void vsock_serve(struct virtio_dev *dev, unsigned q)
@@ -379,6 +389,7 @@ static void vsock_reset(struct virtio_dev *dev)
 
 	vsock_forget(v);
 	v->tx_waits = v->event_waits = false;
+	v->put_off = 0;
 }
 
 static void vsock_free(struct virtio_dev *dev)

@@ -134,6 +134,7 @@ struct vsock {
 	} resets[MAX_RESETS];
 	unsigned n_resets;
 	uint32_t streamed; /* bytes by the guest since it was sent any, or fell silent */
+	uint16_t put_off;  /* how many packets may come before TX's next kick */
 	struct vsock_gather gather;
 	struct vsock_scatter scatter;
 	bool tx_waits;	  /* until there is room for the resets that its packets may need */
