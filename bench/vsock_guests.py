@@ -162,6 +162,7 @@ def unix(subject: Subject, output: Output) -> Iterator[Guest]:
         COMMAND,
         kernel=subject.name,
         memory=MEMORY_MIB << 20,
+        timeout=None,
         on_stdout=output.add,
     )
     with (
