@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fuzzes one of images.py's feeds: ``FEED=name ./atheris_run.py [libFuzzer's arguments]``."""
+"""Fuzzes a feed of images.py or agent.py: ``FEED=name ./atheris_run.py [for libFuzzer]``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ sys.modules.pop("tarfile", None)  # Atheris has imported it, but not with its in
 with atheris.instrument_imports(include=["pyvmm", "tarfile"]):
     import tarfile  # noqa: F401
 
-    from images import FEEDS
+    import agent
+    import images
 
 # By the environment: libFuzzer's -merge starts this again with its own arguments only.
-atheris.Setup(sys.argv, FEEDS[os.environ["FEED"]])
+atheris.Setup(sys.argv, (images.FEEDS | agent.FEEDS)[os.environ["FEED"]])
 atheris.Fuzz()
