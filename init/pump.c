@@ -6,6 +6,7 @@
  * one that must wait (a full buffer, say) costs neither a system call to stop watching it nor a
  * wake-up meanwhile.
  */
+#include <linux/sched.h>
 #include <linux/signalfd.h>
 #include <linux/wait.h>
 
@@ -216,6 +217,19 @@ static bool pump_done(const struct pump *p)
 	       output_done(p, &p->source[ERRORS]) && out_empty(p);
 }
 
+/*
+ * A program that writes is not to be interrupted for what it has written: batch tasks do not
+ * preempt (kernel/sched/fair.c), so that where both share a CPU the program goes on until it waits,
+ * or its pipe is full, or its slice is over; and its pipe has much in one go. Not for init's
+ * children.
+ */
+static void pump_be_patient(void)
+{
+	const int priority = 0;
+
+	sys_sched_setscheduler(0, SCHED_BATCH | SCHED_RESET_ON_FORK, &priority);
+}
+
 void pump_run(const struct program *program, struct exit_report *report)
 {
 	const sigset_t child = 1ul << (SIGCHLD - 1);
@@ -234,6 +248,7 @@ void pump_run(const struct program *program, struct exit_report *report)
 	source_open(p, ERRORS, program->out[1], EPOLLIN);
 	source_open(p, SESSIONS, sessions_fd, EPOLLIN);
 	source_open(p, PORTS, ports_fd, EPOLLIN);
+	pump_be_patient();
 	host_frames(p); /* that came together with AGAIN */
 
 	while (!pump_done(p)) {
@@ -244,7 +259,8 @@ void pump_run(const struct program *program, struct exit_report *report)
 		moved |= pump_host(p);
 		moved |= pump_stdin(p);
 		moved |= pump_stdin_taken(p);
-		moved |= pump_flush(p);
+		if (!moved || !out_has_room(p, OUTPUT_MAX))
+			moved |= pump_flush(p); /* all that there is at once */
 		moved |= pump_sessions(p);
 		moved |= pump_ports(p);
 		if (!moved && !pump_done(p))

@@ -7,7 +7,7 @@
 
 /* A whole frame of output is one packet: Linux's are 64 KiB at most. */
 #define OUTPUT_MAX (FRAME_MAX - sizeof(struct frame))
-#define OUT_SIZE   (4 * (sizeof(struct frame) + FRAME_MAX))
+#define OUT_SIZE   (16 * FRAME_MAX + 1024) /* of them as many as fill a pipe, and some small ones */
 
 enum source_id { HOST, CHILDREN, INPUT, OUTPUT, ERRORS, SESSIONS, PORTS, SOURCES };
 
