@@ -18,8 +18,10 @@ import struct
 from _signal import (
     SIG_BLOCK,
     SIG_DFL,
+    SIGHUP,
     SIGINT,
     SIGKILL,
+    SIGQUIT,
     SIGTERM,
     pidfd_send_signal,
     pthread_sigmask,
@@ -47,7 +49,8 @@ def main(requests: int, *, preload: bool = True) -> None:
     ``preload``: import now what workers need, for there will be many; else each does, later.
     """
     signal(SIGTERM, SIG_DFL)
-    pthread_sigmask(SIG_BLOCK, [SIGINT])  # the terminal's ^C is for the caller
+    # What a terminal sends, its end too, is for the caller; we end after it, and clean up.
+    pthread_sigmask(SIG_BLOCK, [SIGINT, SIGQUIT, SIGHUP])
     _name(NAME)
     if preload:
         from . import worker  # noqa: F401

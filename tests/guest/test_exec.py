@@ -293,10 +293,12 @@ class Terminal:
         os.write(self.ours, keys)
 
     def until(self, mark: bytes) -> None:
+        """Read up to the mark."""
         while mark not in self.shown:
             ready, _, _ = select.select([self.ours], [], [], RUN_LIMIT)
             assert ready, self.shown
             self.shown += os.read(self.ours, 4096)
+        self.shown = self.shown.partition(mark)[2]
 
     def finish(self) -> int:
         """The exit code; the terminal is as it was."""
@@ -320,7 +322,7 @@ def test_run_in_a_terminal(host: Host) -> None:
     terminal.type(b"sleep 1; stty size; cat\n")
     terminal.until(b"\r\n40 100\r\n")
     terminal.type(b"\x03")  # ends cat, not us
-    terminal.until(b"^C")
+    terminal.until(b"^C\r\n$ ")
     terminal.type(b"exit 5\n")
     assert terminal.finish() == 5
 
