@@ -33,8 +33,11 @@ from pyvmm.results import (
     STDIN_TAKEN,
     STDOUT,
     VERSION,
+    Session,
     Usage,
 )
+
+from .recorded import EXCHANGES, GUEST, HOST
 
 GREETING = frame(HELLO, struct.pack("<IIQQ", VERSION, 1, 11, 500 << 20))
 BEGUN = frame(STARTED, struct.pack("<Q", 1_000_000_000))
@@ -360,9 +363,7 @@ class TestConnection:
 
     def test_no_greeting(self, start: Start) -> None:
         sock, _ = start(frame(END))
-        with pytest.raises(
-            GuestError, match=r"^the guest's agent began with frame type 10"
-        ):
+        with pytest.raises(GuestError, match=r"^the guest's agent began with frame type 10"):
             Connection(sock)
 
 
@@ -417,6 +418,92 @@ class TestSources:
             kill = frame(KILL, struct.pack("<I", 15))
             assert told.frames(0) == kill + frame(RESIZE, struct.pack("<HH", 3, 4))
         assert signal.getsignal(signal.SIGTERM) == before
+
+
+class Recorded(threading.Thread):
+    """A session's other end, that of a recording: hears exactly what its host said, or closes."""
+
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        super().__init__(daemon=True)
+        self.sock, self.turns = sock, EXCHANGES[name]
+        self.heard = b""
+        self.start()
+
+    @property
+    def host(self) -> bytes:
+        return b"".join(data for who, data in self.turns if who == HOST)
+
+    def run(self) -> None:
+        with self.sock:
+            for who, data in self.turns:
+                if who == GUEST:
+                    self.sock.sendall(data)
+                    continue
+                until = len(self.heard) + len(data)
+                while len(self.heard) < until:
+                    self.heard += self.sock.recv(until - len(self.heard))
+                if not self.host.startswith(self.heard):
+                    return
+
+
+class TestRecorded:
+    """What a host says in a real session, and what becomes of what a guest says (recorded.py)."""
+
+    @staticmethod
+    def start(name: str, *argv: str, **how: object) -> tuple[Process, Recorded]:
+        ours, theirs = socket.socketpair()
+        agent = Recorded(theirs, name)
+        return Process(ours, Command(argv, stdin=True, **how), limit=999), agent  # type: ignore[arg-type]
+
+    def test_session(self):
+        script = 'read line; echo "$line $A"; exec sleep 1000'
+        process, agent = self.start("session", "sh", "-c", script)
+        with process:
+            process.write(b"line\n")
+            assert next(iter(process)) == ("stdout", b"line 1\n")
+            process.kill(signal.SIGTERM)
+            result = process.wait()
+        agent.join(60)
+        assert agent.heard == agent.host
+        assert (result.exit_code, result.signal, result.stdout) == (143, 15, b"")
+
+    def test_terminal(self):
+        script = (
+            'trap "stty size; exit 0" WINCH; stty -echo; stty size; read line; '
+            "while :; do sleep 1; done"
+        )
+        process, agent = self.start("terminal", "sh", "-c", script, tty=True)
+        with process:
+            parts = iter(process)
+            assert next(parts) == ("stdout", b"24 80\r\n")
+            process.write(b"line\r")
+            process.resize(50, 132)
+            assert list(parts) == [("stdout", b"50 132\r\n")]
+            assert process.wait().exit_code == 0
+        agent.join(60)
+        assert agent.heard == agent.host
+
+    @pytest.mark.parametrize(
+        ("name", "code", "failure"),
+        [
+            ("failure", 127, 'exec: "nothing-here": executable file not found in $PATH'),
+            ("session that fails", 126, 'exec: "/etc/passwd": permission denied'),
+        ],
+    )
+    def test_failures(self, name, code, failure):
+        session = Session([], 0)
+        session.feed(b"".join(data for who, data in EXCHANGES[name] if who == GUEST))
+        assert session.end
+        assert (session.result.exit_code, session.result.failure) == (code, failure)
+
+    def test_main(self):
+        session = Session(["/none"], 99)
+        session.feed(b"".join(data for who, data in EXCHANGES["main"] if who == GUEST))
+        result = session.finish()
+        assert session.end
+        assert (result.exit_code, result.stdout, result.stderr) == (3, b"line 1\n", b"err\n")
+        assert result.missing == {"/none": "No such file or directory"}
+        assert session.stdin_taken == 5
 
 
 def test_terminal_is_restored_whatever_happens() -> None:
