@@ -20,6 +20,9 @@ from .errors import (
 
 TYPE_CHECKING = False  # importing typing costs a run more than it tells
 if TYPE_CHECKING:
+    from .agent.aio import AsyncProcess
+    from .agent.process import Process
+    from .agent.program import ExecResult
     from .benchmark.api import bench, duet
     from .benchmark.compare import compare
     from .benchmark.model import Report
@@ -29,13 +32,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncProcess",
     "BenchmarkError",
     "DiskError",
+    "ExecResult",
     "GuestError",
     "HostError",
     "ImageError",
     "KernelError",
     "Machine",
+    "Process",
     "PyvmmError",
     "Report",
     "Result",
@@ -49,7 +55,10 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AsyncProcess": "agent.aio",
+    "ExecResult": "agent.program",
     "Machine": "machine",
+    "Process": "agent.process",
     "Report": "benchmark.model",
     "Result": "results",
     "Usage": "results",
