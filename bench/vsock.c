@@ -31,7 +31,7 @@
 #define PAUSE	20000u	   /* microseconds until a refused connection is tried again */
 #define TRIES	3000u
 #define WORDS	4
-#define ROUNDS	4000000u /* of xorshift, a chunk of computing */
+#define ROUNDS	2000000u /* of xorshift, a chunk of computing */
 #define STREAMS 64u
 
 static uint8_t *buffer;

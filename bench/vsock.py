@@ -11,12 +11,11 @@ import image
 import ours
 import qemu
 import vsock_output
-from measure import MIB, Bench, say
+from measure import MIB, Bench, Clock, say
 from subject import prepare
 from table import Row
-from vsock_guests import GUESTS, PROGRAM, ROOT, Guest, Order, Output, Taken
+from vsock_guests import GUESTS, PROGRAM, ROOT, Guest, Order, Output, Rate, Taken
 
-RAW = ROOT / "build/bench-vsock.json"
 WARM = (Order("send", 1, 64 << 10, MIB), Order("receive", 1, 64 << 10, MIB))
 WRITES = {4 << 10: "4 KiB", 64 << 10: "64 KiB", 1 << 20: "1 MiB"}
 DIRECTIONS = {"send": "guest to host", "receive": "host to guest"}
@@ -54,7 +53,8 @@ def measure(bench: Bench, kernel: str, directory: Path) -> None:
                 guest.move(order)
         for order in orders():
             found = take(guests, order, bench.runs)
-            rows = echo_rows(kernel, found) if order == ECHO else rows_of(kernel, order, found)
+            made = echo_rows if order == ECHO else rows_of
+            rows = made(kernel, bench.clock, order, found)
             bench.rows += rows
             raw[repr(order)] = {name: [vars(one) for one in had] for name, had in found.items()}
             for row in rows:
@@ -62,8 +62,9 @@ def measure(bench: Bench, kernel: str, directory: Path) -> None:
             for name, had in found.items():
                 say(f"  {name}: {spent(had)}")
         if ours.NAME in guests:
-            bench.rows += vsock_output.rows(kernel, guests[ours.NAME], output, bench.runs)
-    RAW.write_text(json.dumps(raw))
+            bench.rows += vsock_output.rows(kernel, guests[ours.NAME], output, bench)
+    by = "wall" if bench.clock.unit == "ms" else "icount"
+    (ROOT / f"build/bench-vsock-{by}.json").write_text(json.dumps(raw))
 
 
 def take(guests: dict[str, Guest], order: Order, runs: int) -> Found:
@@ -74,29 +75,33 @@ def take(guests: dict[str, Guest], order: Order, runs: int) -> Found:
     return found
 
 
-def rows_of(kernel: str, order: Order, found: Found) -> list[Row]:
+def rows_of(kernel: str, clock: Clock, order: Order, found: Found) -> list[Row]:
     """Throughput, and what a MiB costs."""
     many = "1 stream" if order.streams == 1 else f"{order.streams} streams"
     figure = f"{DIRECTIONS[order.kind]}, {many}, {WRITES[order.size]} writes"
     mib = order.streams * order.amount / MIB
-    speeds = {name: mib / (_median(had, "ns") / 1e9) for name, had in found.items()}
-    rows = [_row(kernel, figure, "MiB/s", speeds, FASTER, more=True)]
+    rate = Rate.of(clock)
+    speeds = {name: rate.speed(mib, _median(had, "ns") / 1e9) for name, had in found.items()}
+    rows = [_row(kernel, figure, rate.unit, speeds, FASTER, more=True)]
     for key, what in COUNTED.items():
         counts = {name: _median(had, key) / mib for name, had in found.items()}
         rows.append(_row(kernel, f"the same, {what}", "a MiB", counts, FEWER))
     return rows
 
 
-def echo_rows(kernel: str, found: Found) -> list[Row]:
+def echo_rows(kernel: str, clock: Clock, order: Order, found: Found) -> list[Row]:
     """Round trips, all of all rounds; and what one costs."""
-    figure = f"round trip of {ECHO.size} bytes"
-    took = {name: sorted(ns for one in had for ns in one.rounds) for name, had in found.items()}
-    medians = {name: statistics.median(all_) / 1e6 for name, all_ in took.items()}
-    worst = {name: all_[len(all_) * 99 // 100] / 1e6 for name, all_ in took.items()}
-    rows = [_row(kernel, f"{figure}, median", "ms", medians, SOONER)]
-    rows.append(_row(kernel, f"{figure}, p99", "ms", worst, SOONER))
+    figure, unit = f"round trip of {order.size} bytes", clock.unit
+    scale = clock.per_second / 1e9
+    took = {
+        name: sorted(ns * scale for one in had for ns in one.rounds) for name, had in found.items()
+    }
+    medians = {name: statistics.median(values) for name, values in took.items()}
+    worst = {name: values[len(values) * 99 // 100] for name, values in took.items()}
+    rows = [_row(kernel, f"{figure}, median", unit, medians, SOONER)]
+    rows.append(_row(kernel, f"{figure}, p99", unit, worst, SOONER))
     for key, what in COUNTED.items():
-        counts = {name: _median(had, key) / ECHO.amount for name, had in found.items()}
+        counts = {name: _median(had, key) / order.amount for name, had in found.items()}
         rows.append(_row(kernel, f"{figure}, {what}", "each", counts, FEWER))
     return rows
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ours
 import qemu
-from measure import say
+from measure import Clock, say
 from subject import MEMORY_MIB, Subject
 
 import pyvmm
@@ -54,6 +54,25 @@ class Taken:
     """nanoseconds that each thread of the VMM ran, and the host's program"""
     rounds: list[int]
     """nanoseconds of each round trip"""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Bytes by the clock: seconds, or instructions."""
+
+    unit: str
+    per_second: float
+
+    @classmethod
+    def of(cls, clock: Clock) -> Rate:
+        """Of a clock."""
+        if clock.unit == "ms":
+            return cls("MiB/s", 1.0)
+        return cls("MiB/G instr", clock.per_second / 1e3)
+
+    def speed(self, mib: float, seconds: float) -> float:
+        """How fast ``mib`` were."""
+        return mib / (seconds * self.per_second)
 
 
 class Guest:
