@@ -19,6 +19,7 @@ SOURCES = [
     "virtio_vsock.c",
     "vsock_table.c",
     "vsock_conn.c",
+    "vsock_seqpacket.c",
     "vsock_switch.c",
     "jail.c",
 ]

@@ -47,7 +47,8 @@ void vsock_leave_line(struct conn *c)
 static void vsock_refuse(struct vsock *v, const struct vsock_hdr *hdr)
 {
 	v->resets[v->n_resets].host_port = hdr->dst_port;
-	v->resets[v->n_resets++].guest_port = hdr->src_port;
+	v->resets[v->n_resets].guest_port = hdr->src_port;
+	v->resets[v->n_resets++].type = hdr->type == TYPE_SEQPACKET ? TYPE_SEQPACKET : TYPE_STREAM;
 }
 
 static bool vsock_may_serve(const struct vsock *v, unsigned q)
@@ -65,9 +66,10 @@ static int vsock_pop_rx(struct vsock *v, struct chain *ch)
 	return r;
 }
 
-/* Collect buffers for up to `want` bytes of data; `ch` is the first. A header that is not in one
- * piece, which no driver we know of makes, has its buffer be the only one. */
-static int vsock_scatter(struct vsock *v, struct chain *ch, uint32_t want)
+/* Collect buffers for up to `want` bytes of data, and if that must be `all` see to it that we hear
+ * of more; `ch` is the first. A header that is not in one piece, which no driver we know of makes,
+ * has its buffer be the only one. */
+static int vsock_scatter(struct vsock *v, struct chain *ch, uint32_t want, bool all)
 {
 	const size_t header = sizeof(struct vsock_hdr);
 	struct vsock_scatter *s = &v->scatter;
@@ -89,26 +91,40 @@ static int vsock_scatter(struct vsock *v, struct chain *ch, uint32_t want)
 		s->len += room;
 		if (!whole || s->len == want || s->n == SCATTER_MAX || s->n_iov > SCATTER_MAX)
 			break;
-		r = vsock_pop_rx(v, ch);
+		do
+			r = vsock_pop_rx(v, ch);
+		while (r == 0 && all && virtq_rearm(&v->dev.vq[QUEUE_RX], 0));
 	}
 	return r < 0 ? r : 1;
 }
 
-/* Pass on what the host has sent; `ch` is the first buffer for it. */
-static int vsock_fill(struct vsock *v, struct conn *c, struct chain *ch)
+/* Pass on what the host has sent, up to `want` bytes, a message as a whole; `ch` is the first
+ * buffer for it. A packet's worth of a stream, then the next in line: nobody waits long for a busy
+ * one. */
+static int vsock_fill(struct vsock *v, struct conn *c, struct chain *ch, uint32_t want)
 {
 	struct virtq *vq = &v->dev.vq[QUEUE_RX];
 	struct vsock_scatter *s = &v->scatter;
-	/* A packet's worth each, then to the end of the line: nobody waits long for a busy one. */
-	int r = vsock_scatter(v, ch, MIN(conn_wants(c), MAX_PACKET));
-	uint32_t got = r > 0 ? conn_fill(c, s->iov, s->n_iov, s->len) : 0;
+	bool message = c->type == TYPE_SEQPACKET;
+	int r = vsock_scatter(v, ch, want, message);
+	uint32_t got = 0;
 	unsigned i;
 
+	if (r > 0 && message && s->len < want) {
+		/* There will be more buffers, unless these are all that a ring can hold. */
+		if (s->n == vq->num || s->n_iov > SCATTER_MAX)
+			conn_reset(c);
+		else
+			r = 0;
+	} else if (r > 0) {
+		got = conn_fill(c, s->iov, s->n_iov, s->len);
+	}
 	for (i = 0; i < s->n && got; i++) {
 		struct vsock_hdr hdr = conn_header(c, OP_RW);
 
 		hdr.len = MIN(got, s->buffers[i].room);
 		got -= hdr.len;
+		hdr.flags = message && !got ? SEQ_EOM : 0;
 		if (s->buffers[i].hdr)
 			memcpy(s->buffers[i].hdr, &hdr, sizeof(hdr));
 		else
@@ -133,6 +149,7 @@ static int vsock_speak(struct vsock *v, struct chain *ch)
 {
 	struct conn *c = v->ready_first;
 	struct vsock_hdr hdr;
+	uint32_t want;
 	int r = 1;
 
 	if (v->n_resets) {
@@ -141,20 +158,22 @@ static int vsock_speak(struct vsock *v, struct chain *ch)
 					 .dst_cid = v->guest_cid,
 					 .src_port = v->resets[v->n_resets].host_port,
 					 .dst_port = v->resets[v->n_resets].guest_port,
-					 .type = TYPE_STREAM,
+					 .type = v->resets[v->n_resets].type,
 					 .op = OP_RST};
 		vsock_put(v, ch, &hdr);
 		return 1;
 	}
-	vsock_leave_line(c);
 	if (conn_next(c, &hdr))
 		vsock_put(v, ch, &hdr);
-	else if (conn_wants(c))
-		r = vsock_fill(v, c, ch);
+	else if ((want = conn_wants(c)) > 0)
+		r = vsock_fill(v, c, ch, want);
 	else
 		virtq_unpop(&v->dev.vq[QUEUE_RX], 1);
-	if (conn_has_more(c))
-		vsock_line_up(c);
+	if (r > 0) { /* or it waits for more buffers, the first in line still */
+		vsock_leave_line(c);
+		if (conn_has_more(c))
+			vsock_line_up(c);
+	}
 	return r;
 }
 
@@ -217,7 +236,7 @@ static void vsock_request(struct vsock *v, const struct vsock_hdr *hdr)
 {
 	struct conn *c = table_find(v, hdr->dst_port, PORT_ANY);
 
-	if (c) { /* an offer */
+	if (c && hdr->type == TYPE_STREAM) { /* an offer */
 		table_unname(c);
 		conn_asked(c, hdr);
 		conn_accept(c);
@@ -231,6 +250,12 @@ static void vsock_request(struct vsock *v, const struct vsock_hdr *hdr)
 		conn_free(c);
 	}
 	vsock_refuse(v, hdr);
+}
+
+static bool vsock_has_type(const struct vsock *v, uint16_t type)
+{
+	return type == TYPE_STREAM ||
+	       (type == TYPE_SEQPACKET && v->dev.driver_features & VIRTIO_VSOCK_F_SEQPACKET);
 }
 
 static void vsock_packet(struct vsock *v, struct chain *ch)
@@ -248,7 +273,8 @@ static void vsock_packet(struct vsock *v, struct chain *ch)
 	/* That port is nobody's; here it names offers. */
 	c = hdr.src_port == PORT_ANY ? NULL : table_find(v, hdr.dst_port, hdr.src_port);
 	n = iov_slice(ch->iov, ch->n_out, sizeof(hdr), hdr.len, iov);
-	wrong = hdr.type != TYPE_STREAM || iov_size(iov, n) != hdr.len || hdr.src_port == PORT_ANY;
+	wrong = hdr.type != (c ? c->type : hdr.type) || !vsock_has_type(v, hdr.type) ||
+		iov_size(iov, n) != hdr.len || hdr.src_port == PORT_ANY;
 	if (c && wrong && hdr.op != OP_RST)
 		conn_reset(c);
 	else if (c)
@@ -424,8 +450,9 @@ int vm_add_vsock(struct vm *vm, uint64_t guest_cid)
 	v->channel.fd = -1;
 	slot = table_init(v);
 	if (slot == 0)
-		slot = virtio_register(vm, &v->dev, &vsock_ops, 0, &v->guest_cid,
-				       sizeof(v->guest_cid));
+		slot = virtio_register(vm, &v->dev, &vsock_ops,
+				       VIRTIO_VSOCK_F_STREAM | VIRTIO_VSOCK_F_SEQPACKET,
+				       &v->guest_cid, sizeof(v->guest_cid));
 	if (slot < 0) {
 		table_free(v);
 		free(v);

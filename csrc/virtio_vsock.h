@@ -9,9 +9,13 @@
 
 #include "core.h"
 
-#define HOST_CID    2
-#define PORT_ANY    0xffffffffu /* nobody's port: the guest's one of what is on offer */
-#define TYPE_STREAM 1
+#define HOST_CID 2
+#define PORT_ANY 0xffffffffu /* nobody's port: the guest's one of what is on offer */
+
+enum { TYPE_STREAM = 1, TYPE_SEQPACKET = 2 };
+#define VIRTIO_VSOCK_F_STREAM	 1u
+#define VIRTIO_VSOCK_F_SEQPACKET 2u
+#define SEQ_EOM			 1u /* in a header's flags: the message's last packet */
 
 enum {
 	OP_REQUEST = 1,
@@ -39,7 +43,7 @@ enum { QUEUE_RX = 0, QUEUE_TX = 1, QUEUE_EVENT = 2 };
 #define HASH_BITS     12
 #define GATHER_IOV    1024 /* UIO_MAXIOV: more no call takes */
 #define GATHER_BYTES  (1u << 18)
-#define SCATTER_MAX   32
+#define SCATTER_MAX   VQ_SIZE
 #define MAX_PACKET    (1u << 16) /* VIRTIO_VSOCK_MAX_PKT_BUF_SIZE of Linux */
 
 /* §5.10.6, struct virtio_vsock_hdr */
@@ -81,6 +85,7 @@ struct conn {
 	struct conn *next, *previous; /* in the ready line; next: among the free ones, too */
 	struct conn *next_hash;	      /* with the same hash */
 	enum conn_state state;
+	uint16_t type;
 	uint32_t host_port, guest_port, generation;
 	bool in_line, named, quiet;
 	/* host -> guest */
@@ -89,8 +94,11 @@ struct conn {
 	bool half_closed; /* an end of file is to be read, then */
 	bool hung_up, host_eof;
 	uint32_t peer_alloc, peer_fwd, sent;
+	uint32_t next_len; /* of the message that waits for that much credit */
 	/* guest -> host */
-	uint32_t size;		    /* of the buffer: our buf_alloc */
+	uint32_t size;		    /* of the buffer */
+	uint32_t window;	    /* what the guest may use of it: our buf_alloc */
+	uint32_t partial;	    /* of a message whose end has not come, at the buffer's end */
 	uint32_t held_at, held_len; /* in the buffer, a ring */
 	bool held_any;		    /* memory of it has been touched */
 	uint32_t received, forwarded, forwarded_told;
@@ -131,6 +139,7 @@ struct vsock {
 	struct conn *ready_first, *ready_last;
 	struct {
 		uint32_t host_port, guest_port;
+		uint16_t type;
 	} resets[MAX_RESETS];
 	unsigned n_resets;
 	uint32_t streamed; /* bytes by the guest since it was sent any, or fell silent */
@@ -172,6 +181,7 @@ uint8_t *table_buffer(const struct conn *c);
 /* ---- vsock_conn.c ---- */
 
 int conn_attach(struct conn *c, int fd);
+void conn_set_type(struct conn *c, uint16_t type);
 void conn_asked(struct conn *c, const struct vsock_hdr *hdr);
 void conn_accept(struct conn *c);
 void conn_free(struct conn *c);
@@ -180,9 +190,18 @@ void conn_packet(struct conn *c, const struct vsock_hdr *hdr, struct iovec *iov,
 void conn_take(struct conn *c, struct iovec *iov, unsigned n, uint32_t len);
 struct vsock_hdr conn_header(struct conn *c, uint16_t op);
 bool conn_next(struct conn *c, struct vsock_hdr *hdr);
-uint32_t conn_wants(const struct conn *c);
+uint32_t conn_wants(struct conn *c);
 uint32_t conn_fill(struct conn *c, struct iovec *iov, unsigned n, uint32_t len);
 bool conn_has_more(const struct conn *c);
+
+void conn_forwarded(struct conn *c, uint32_t n);
+
+/* ---- vsock_seqpacket.c ---- */
+
+uint32_t seqpacket_window(const struct conn *c);
+bool seqpacket_flush(struct conn *c);
+bool seqpacket_take(struct conn *c, struct iovec *iov, unsigned n, const struct vsock_hdr *hdr);
+ssize_t seqpacket_next(const struct conn *c);
 
 /* ---- vsock_switch.c ---- */
 

@@ -31,7 +31,9 @@ static uint32_t conn_credit(const struct conn *c)
 
 static bool conn_may_send(const struct conn *c)
 {
-	return c->state == CONN_LINKED && c->readable && conn_credit(c) &&
+	uint32_t credit = conn_credit(c);
+
+	return c->state == CONN_LINKED && c->readable && credit && credit >= c->next_len &&
 	       !(c->guest_shutdown & SHUTDOWN_RCV);
 }
 
@@ -46,10 +48,16 @@ static void conn_say(struct conn *c, unsigned what)
 	vsock_line_up(c);
 }
 
+/* Whether there is something that the host's socket has no room for. */
+static bool conn_pending(const struct conn *c)
+{
+	return c->held_len > c->partial;
+}
+
 /* Room in the socket is of interest only while there is something for it. */
 static void conn_watch(struct conn *c)
 {
-	loop_modify(c->vsock->dev.vm, &c->ev, c->held_len ? WATCHED | EPOLLOUT : WATCHED);
+	loop_modify(c->vsock->dev.vm, &c->ev, conn_pending(c) ? WATCHED | EPOLLOUT : WATCHED);
 }
 
 static void conn_detach(struct conn *c)
@@ -76,7 +84,7 @@ void conn_reset(struct conn *c)
 {
 	conn_detach(c);
 	c->state = CONN_CLOSING;
-	c->held_len = 0;
+	c->held_len = c->partial = 0;
 	c->say = 0;
 	conn_say(c, SAY_RST);
 }
@@ -84,7 +92,7 @@ void conn_reset(struct conn *c)
 /* It is over for the guest. What it sent before still goes to the host. */
 static void conn_gone(struct conn *c)
 {
-	if (!c->held_len) {
+	if (!conn_pending(c)) {
 		conn_free(c);
 		return;
 	}
@@ -97,7 +105,7 @@ static void conn_gone(struct conn *c)
 /* Tell the host's reader of the guest's shutdown once all that came before is through. */
 static void conn_pass_shutdown(struct conn *c)
 {
-	if (c->held_len || c->guest_shutdown == c->passed_shutdown)
+	if (conn_pending(c) || c->guest_shutdown == c->passed_shutdown)
 		return;
 	c->passed_shutdown = c->guest_shutdown;
 	if (c->guest_shutdown == (SHUTDOWN_RCV | SHUTDOWN_SEND))
@@ -106,11 +114,11 @@ static void conn_pass_shutdown(struct conn *c)
 		shutdown(c->ev.fd, c->guest_shutdown & SHUTDOWN_SEND ? SHUT_WR : SHUT_RD);
 }
 
-static void conn_forwarded(struct conn *c, uint32_t n)
+void conn_forwarded(struct conn *c, uint32_t n)
 {
 	/* Linux (since "vsock/virtio: cap TX credit to local buffer size") keeps no more on the way
 	 * than its own buffer holds, however large ours is: 256 KiB. */
-	uint32_t window = MIN(c->size, c->peer_alloc);
+	uint32_t window = MIN(c->window, c->peer_alloc);
 
 	c->forwarded += n;
 	/* Before the guest believes its window half full, say that it is not. */
@@ -123,6 +131,8 @@ static bool conn_flush(struct conn *c)
 {
 	const uint8_t *held = table_buffer(c);
 
+	if (c->type == TYPE_SEQPACKET)
+		return seqpacket_flush(c);
 	while (c->held_len) {
 		uint32_t part = MIN(c->held_len, c->size - c->held_at);
 		ssize_t n = send(c->ev.fd, held + c->held_at, part, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -193,14 +203,14 @@ static void conn_event(struct event *ev, uint32_t events)
 	c->readable = true;
 	c->hung_up |= over;
 	c->half_closed |= over || events & EPOLLRDHUP;
-	if (c->ev.fd >= 0 && c->held_len && !conn_flush(c)) {
-		c->held_len = 0; /* nobody will read it */
+	if (c->ev.fd >= 0 && conn_pending(c) && !conn_flush(c)) {
+		c->held_len = c->partial = 0; /* nobody will read it */
 		if (c->state == CONN_LINKED)
 			conn_reset(c);
 	}
 	if (c->ev.fd >= 0)
 		conn_watch(c);
-	if (c->state == CONN_DRAINING && !c->held_len) {
+	if (c->state == CONN_DRAINING && !conn_pending(c)) {
 		conn_free(c);
 	} else if (c->state == CONN_REQUESTED && over) {
 		/* The caller has given up. */
@@ -229,9 +239,16 @@ int conn_attach(struct conn *c, int fd)
 	return r;
 }
 
+void conn_set_type(struct conn *c, uint16_t type)
+{
+	c->type = type;
+	c->window = type == TYPE_SEQPACKET ? seqpacket_window(c) : c->size;
+}
+
 /* The guest asks for it. */
 void conn_asked(struct conn *c, const struct vsock_hdr *hdr)
 {
+	conn_set_type(c, hdr->type);
 	table_name(c, hdr->dst_port, hdr->src_port);
 	c->peer_alloc = hdr->buf_alloc;
 	c->peer_fwd = hdr->fwd_cnt;
@@ -268,9 +285,9 @@ struct vsock_hdr conn_header(struct conn *c, uint16_t op)
 				  .dst_cid = c->vsock->guest_cid,
 				  .src_port = c->host_port,
 				  .dst_port = c->guest_port,
-				  .type = TYPE_STREAM,
+				  .type = c->type,
 				  .op = op,
-				  .buf_alloc = c->size,
+				  .buf_alloc = c->window,
 				  .fwd_cnt = c->forwarded};
 }
 
@@ -294,10 +311,42 @@ bool conn_next(struct conn *c, struct vsock_hdr *hdr)
 	return true;
 }
 
-/* How much of the host's data the guest has room for, at most. */
-uint32_t conn_wants(const struct conn *c)
+/* The host will send no more. It may still read, if it only shut down. */
+static void conn_end(struct conn *c)
 {
-	return conn_may_send(c) ? conn_credit(c) : 0;
+	c->readable = false;
+	if (!c->host_eof)
+		c->say |= SAY_SHUTDOWN;
+	c->host_eof = true;
+}
+
+/* How long the host's next message is, if the guest has credit for it, which must be all of it. */
+static uint32_t conn_next_message(struct conn *c)
+{
+	ssize_t n = seqpacket_next(c);
+
+	c->next_len = n > 0 ? (uint32_t)MIN(n, UINT32_MAX) : 0;
+	if (n < 0 && errno == EAGAIN) {
+		c->readable = false;
+	} else if (n <= 0) {
+		c->hung_up |= n < 0;
+		conn_end(c);
+	} else if (c->next_len > c->peer_alloc) {
+		conn_reset(c); /* it can never be sent */
+		return 0;
+	} else if (c->next_len > conn_credit(c)) {
+		c->say |= SAY_CREDIT_REQUEST;
+		return 0;
+	}
+	return c->next_len;
+}
+
+/* How much data to read for the guest, at most; of messages exactly that. */
+uint32_t conn_wants(struct conn *c)
+{
+	if (!conn_may_send(c))
+		return 0;
+	return c->type == TYPE_SEQPACKET ? conn_next_message(c) : MIN(conn_credit(c), MAX_PACKET);
 }
 
 /* Read for the guest what there is, up to len bytes; 0 if nothing after all. */
@@ -312,6 +361,7 @@ uint32_t conn_fill(struct conn *c, struct iovec *iov, unsigned n, uint32_t len)
 	if (got > 0) {
 		/* Fewer were all (epoll(7)), unless descriptors among them made an end, or there is
 		 * an end of file behind them. */
+		c->next_len = 0;
 		if (got < len && !(msg.msg_flags & MSG_CTRUNC) && !c->half_closed)
 			c->readable = false;
 		c->sent += (uint32_t)got;
@@ -323,11 +373,8 @@ uint32_t conn_fill(struct conn *c, struct iovec *iov, unsigned n, uint32_t len)
 	c->readable = false;
 	if (got < 0 && errno == EAGAIN)
 		return 0;
-	/* End of file, or the peer died. It may still read, if it only shut down. */
-	c->hung_up |= got < 0;
-	if (!c->host_eof)
-		c->say |= SAY_SHUTDOWN;
-	c->host_eof = true;
+	c->hung_up |= got < 0; /* the peer died */
+	conn_end(c);
 	return 0;
 }
 
@@ -360,11 +407,17 @@ void conn_packet(struct conn *c, const struct vsock_hdr *hdr, struct iovec *iov,
 	switch (hdr->op) {
 	case OP_RW:
 		/* More than its credit, or after it said that it would send no more: a liar. */
-		if (hdr->len > c->size - (c->received - c->forwarded) ||
+		if (hdr->len > c->window - (c->received - c->forwarded) ||
 		    c->guest_shutdown & SHUTDOWN_SEND)
 			break;
 		c->received += hdr->len;
-		vsock_gather(c, iov, n, hdr->len);
+		if (c->type == TYPE_STREAM) {
+			vsock_gather(c, iov, n, hdr->len);
+		} else {
+			if (!seqpacket_take(c, iov, n, hdr))
+				break;
+			conn_watch(c);
+		}
 		if (conn_has_more(c))
 			vsock_line_up(c);
 		return;

@@ -17,10 +17,11 @@
 enum { CONNECT = 1, LISTEN, UNLISTEN, ACCEPT, REFUSE, RESET }; /* from the caller */
 enum { ASKED = 1 };					       /* to it */
 
-#define QUIET 1u
-#define EVERY 0xffffffffu /* port */
-#define FIRST (1u << 30)  /* host port of a connection that the host made, as others do it */
-#define LAST  (2u << 30)  /* the one after the last of them */
+#define QUIET	  1u
+#define SEQPACKET 2u
+#define EVERY	  0xffffffffu /* port */
+#define FIRST	  (1u << 30)  /* host port of a connection that the host made, as others do it */
+#define LAST	  (2u << 30)  /* the one after the last of them */
 
 struct message {
 	uint32_t op, a, b, flags;
@@ -43,7 +44,10 @@ bool switch_listens(const struct vsock *v, uint32_t port)
 /* Tell the caller of the guest's wish; false if it cannot be told. */
 bool switch_ask(struct vsock *v, struct conn *c)
 {
-	struct message m = {.op = ASKED, .a = table_id(c), .b = c->host_port};
+	struct message m = {.op = ASKED,
+			    .a = table_id(c),
+			    .b = c->host_port,
+			    .flags = c->type == TYPE_SEQPACKET ? SEQPACKET : 0};
 
 	return v->channel.fd >= 0 &&
 	       send(v->channel.fd, &m, sizeof(m), MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(m);
@@ -69,6 +73,7 @@ static void switch_connect(struct vsock *v, const struct message *m, int fd)
 			table_release(c);
 		return;
 	}
+	conn_set_type(c, m->flags & SEQPACKET ? TYPE_SEQPACKET : TYPE_STREAM);
 	table_name(c, free_port(v, m->a), m->a);
 	c->state = CONN_REQUESTED;
 	c->quiet = m->flags & QUIET;
