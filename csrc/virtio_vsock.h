@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * virtio-vsock (Virtio 1.2 §5.10): what its parts know of each other. virtio_vsock.c has the queues
- * and packets, vsock_table.c the connections' slots, vsock_conn.c a connection's life and data,
- * vsock_switch.c what the caller asks for and is asked. All of it runs with the device's lock held.
+ * virtio-vsock (Virtio 1.2 §5.10): what its parts know of each other. virtio_vsock.c has the device
+ * and what the guest sends, vsock_rx.c what it is sent, vsock_table.c the connections' slots,
+ * vsock_conn.c a connection's life, vsock_data.c and vsock_seqpacket.c its bytes, vsock_switch.c
+ * what the caller asks for and is asked. All of it runs with the device's lock held.
  */
 #ifndef PYVMM_VIRTIO_VSOCK_H
 #define PYVMM_VIRTIO_VSOCK_H
@@ -156,13 +157,18 @@ struct vsock {
 
 /* ---- virtio_vsock.c ---- */
 
+bool vsock_may_serve(const struct vsock *v, unsigned q);
 void vsock_gather(struct conn *c, const struct iovec *iov, unsigned n, uint32_t len);
 void vsock_flush(struct conn *c);
-void vsock_line_up(struct conn *c);
-void vsock_leave_line(struct conn *c);
 void vsock_run(struct vsock *v);
 void vsock_transport_reset(struct vsock *v);
 struct vsock *vsock_in(struct vm *vm, int slot); /* NULL: there is another device, or none */
+
+/* ---- vsock_rx.c ---- */
+
+void vsock_line_up(struct conn *c);
+void vsock_leave_line(struct conn *c);
+void vsock_serve_rx(struct vsock *v);
 
 /* ---- vsock_table.c ---- */
 
@@ -186,15 +192,22 @@ void conn_asked(struct conn *c, const struct vsock_hdr *hdr);
 void conn_accept(struct conn *c);
 void conn_free(struct conn *c);
 void conn_reset(struct conn *c);
+void conn_say(struct conn *c, unsigned what);
+void conn_watch(struct conn *c);
 void conn_packet(struct conn *c, const struct vsock_hdr *hdr, struct iovec *iov, unsigned n);
-void conn_take(struct conn *c, struct iovec *iov, unsigned n, uint32_t len);
 struct vsock_hdr conn_header(struct conn *c, uint16_t op);
 bool conn_next(struct conn *c, struct vsock_hdr *hdr);
-uint32_t conn_wants(struct conn *c);
-uint32_t conn_fill(struct conn *c, struct iovec *iov, unsigned n, uint32_t len);
 bool conn_has_more(const struct conn *c);
 
+/* ---- vsock_data.c ---- */
+
+bool conn_pending(const struct conn *c);
 void conn_forwarded(struct conn *c, uint32_t n);
+bool conn_flush(struct conn *c);
+void conn_take(struct conn *c, struct iovec *iov, unsigned n, uint32_t len);
+bool conn_may_send(const struct conn *c);
+uint32_t conn_wants(struct conn *c);
+uint32_t conn_fill(struct conn *c, struct iovec *iov, unsigned n, uint32_t len);
 
 /* ---- vsock_seqpacket.c ---- */
 
