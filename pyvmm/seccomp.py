@@ -27,7 +27,7 @@ FILTERS = os.path.join(os.path.dirname(__file__), "_data")
 CALLS = {
     "read": 0, "write": 1, "close": 3, "poll": 7, "mmap": 9, "munmap": 11,
     "brk": 12, "rt_sigprocmask": 14, "rt_sigreturn": 15, "ioctl": 16, "pread64": 17, "writev": 20,
-    "madvise": 28, "getpid": 39, "sendto": 44, "sendmsg": 46, "recvmsg": 47,
+    "madvise": 28, "getpid": 39, "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47,
     "shutdown": 48, "exit": 60, "futex": 202, "restart_syscall": 219,
     "clock_gettime": 228, "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "tgkill": 234,
     "fallocate": 285, "preadv": 295, "pwritev": 296, "getrandom": 318,

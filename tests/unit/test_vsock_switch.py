@@ -1,549 +1,591 @@
-"""The caller's half of vsock, against a worker that the test plays, and against the real device."""
+"""vsock's switch channel: connections that the caller makes, listens for, and drops."""
 
 from __future__ import annotations
 
-import errno
 import os
-import random
+import resource
 import socket
-import threading
+import struct
 
 import pytest
 from pyvmm._core import lib
 
-from pyvmm import vsock_server
-from pyvmm.loop import Loop
-from pyvmm.vsock import (
-    ACCEPT,
-    CONNECT,
-    EVERY_PORT,
-    LISTEN,
-    MESSAGE,
-    REFUSE,
-    RESET,
-    SEQPACKET,
-    UNLISTEN,
-    Vsock,
+from pyvmm import passing
+
+from .virtq import EVENT_IDX, VERSION_1, Machine, check
+from .vsock_guest import (
+    BUF_ALLOC,
+    GUEST,
+    GUEST_PORT,
+    MAX_PACKET,
+    RCV,
+    REQUEST,
+    RESPONSE,
+    RST,
+    RW,
+    SEND,
+    SHUTDOWN,
+    Guest,
+    Packet,
+    at_end,
+    drain,
+    ops,
 )
 
-from . import virtq
-from .switch_worker import LIMIT, meanwhile, switch
-from .test_virtio_vsock import GUEST_PORT, REQUEST, RESPONSE, RST, SHUTDOWN, Guest, ops
+CONNECT, LISTEN, UNLISTEN, ACCEPT, REFUSE, RESET = range(1, 7)
+ASKED = 1
+QUIET, SEQPACKET = 1, 2
+EVERY = 0xFFFFFFFF
+FIRST = 1 << 30
+SMALL = 64 << 10
+F_SEQPACKET = 2
 
-FIRST_PORT = 1 << 30  # of the host's ports that the device chooses
+
+class Caller:
+    """A guest and the caller's end of the channel."""
+
+    def __init__(self, machine: Machine, features: int) -> None:
+        self.guest = Guest(machine, features)
+        self.machine = machine
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel.setblocking(False)
+        check(lib.vm_set_switch(machine.core, self.guest.device.slot, theirs.detach()))
+        self.sockets: list[socket.socket] = []
+
+    def close(self) -> None:
+        self.guest.close()
+        for each in [self.channel, *self.sockets]:
+            each.close()
+
+    def say(self, op: int, a: int = 0, flags: int = 0, fd: int | None = None) -> None:
+        passing.send(self.channel, struct.pack("<4I", op, a, 0, flags), [] if fd is None else [fd])
+        self.machine.run()
+
+    def hand_in(self, op: int, a: int, flags: int = 0) -> socket.socket:
+        """Say it with one end of a socket pair; returns the other."""
+        kind = socket.SOCK_SEQPACKET if flags & SEQPACKET else socket.SOCK_STREAM
+        ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+        ours.setblocking(False)
+        self.sockets.append(ours)
+        with theirs:
+            self.say(op, a, flags, theirs.fileno())
+        return ours
+
+    def asked(self) -> list[tuple[int, ...]]:
+        """What the device asks: ``(op, id, port, flags)``."""
+        heard = []
+        try:
+            while True:
+                heard.append(struct.unpack("<4I", self.channel.recv(64)))
+        except BlockingIOError:
+            return heard
+
+    def connect(self, port: int = GUEST_PORT, flags: int = 0) -> tuple[socket.socket, int]:
+        """A connection that the guest has let in, and its host port."""
+        ours = self.hand_in(CONNECT, port, flags)
+        (request,) = self.guest.received()
+        answer = {"type": request.type, "src_port": port, "dst_port": request.src_port}
+        self.guest.send(op=RESPONSE, **answer)
+        return ours, request.src_port
+
+
+@pytest.fixture(params=[VERSION_1, VERSION_1 | EVENT_IDX], ids=["plain", "event_idx"])
+def caller(request: pytest.FixtureRequest):
+    with Machine(64 << 20) as machine:
+        caller = Caller(machine, request.param | F_SEQPACKET)
+        caller.guest.post()
+        yield caller
+        caller.close()
 
 
 @pytest.fixture
-def both():
-    with switch() as made:
-        yield made
-
-
-def fill(vsock: Vsock) -> None:
-    """Say more than the channel holds."""
-    while True:
-        vsock.send(RESET, timeout=0.01)
+def guest(caller: Caller) -> Guest:
+    return caller.guest
 
 
 class TestConnect:
-    def test_stream(self, both):
-        vsock, worker = both
-        with meanwhile(vsock.connect, 52) as future:
-            guest = worker.takes_socket(CONNECT, 52, 0, 0)
-            guest.sendall(b"OK 1073741824\nand the guest's first words")
-            with guest, future.result(LIMIT) as sock:
-                assert sock.gettimeout() is None
-                assert sock.recv(100) == b"and the guest's first words"
-                sock.sendall(b"to the guest")
-                assert guest.recv(100) == b"to the guest"
+    def test_request_then_ok_then_data(self, caller, guest):
+        ours = caller.hand_in(CONNECT, 7)
+        (request,) = guest.received()
+        assert request == Packet(
+            src_cid=2, dst_cid=GUEST, src_port=FIRST, dst_port=7, len=0, op=REQUEST,
+            buf_alloc=BUF_ALLOC,
+        )  # fmt: skip
+        assert drain(ours) == b""
+        guest.send(op=RESPONSE, src_port=7, dst_port=FIRST)
+        assert drain(ours) == b"OK %d\n" % FIRST
+        guest.send(src_port=7, dst_port=FIRST, data=b"up")
+        assert drain(ours) == b"up"
+        ours.send(b"down")
+        caller.machine.run()
+        assert [p.data for p in guest.received()] == [b"down"]
+        assert guest.idle()
 
-    def test_an_answer_in_pieces(self, both):
-        vsock, worker = both
-        with meanwhile(vsock.connect, 52) as future:
-            with worker.takes_socket(CONNECT, 52, 0, 0) as guest:
-                for byte in b"OK 5\n":
-                    guest.sendall(bytes([byte]))
-            with future.result(LIMIT) as sock:
-                assert sock.recv(1) == b""
+    def test_quiet(self, caller, guest):
+        ours, port = caller.connect(7, QUIET)
+        guest.send(src_port=7, dst_port=port, data=b"only this")
+        assert drain(ours) == b"only this"
 
-    def test_messages(self, both):
-        vsock, worker = both
-        with meanwhile(vsock.connect, 52, kind=socket.SOCK_SEQPACKET) as future:
-            guest = worker.takes_socket(CONNECT, 52, 0, SEQPACKET)
-            guest.send(b"OK 1073741824\n")
-            guest.send(b"one")
-            guest.send(b"two")
-            with guest, future.result(LIMIT) as sock:
-                assert [sock.recv(100), sock.recv(100)] == [b"one", b"two"]
+    def test_what_is_written_before_the_answer_waits_for_it(self, caller, guest):
+        ours = caller.hand_in(CONNECT, 7, QUIET)
+        ours.send(b"early")
+        assert guest.idle()
+        assert ops(guest.received()) == [REQUEST]
+        (packet,) = guest.ask(op=RESPONSE, src_port=7, dst_port=FIRST)
+        assert packet.data == b"early"
 
-    def test_refused(self, both):
-        vsock, worker = both
-        with meanwhile(vsock.connect, 52) as future:
-            worker.takes_socket(CONNECT, 52, 0, 0).close()
-            with pytest.raises(ConnectionRefusedError) as caught:
-                future.result(LIMIT)
-        assert caught.value.errno == errno.ECONNREFUSED
-        assert caught.value.strerror == "vsock port 52: nobody in the guest listens there"
+    def test_refused(self, caller, guest):
+        ours = caller.hand_in(CONNECT, 7)
+        guest.received()
+        assert guest.ask(op=RST, src_port=7, dst_port=FIRST) == []
+        assert at_end(ours)
 
-    def test_a_worker_that_says_anything_but_ok(self, both):
-        vsock, worker = both
-        with meanwhile(vsock.connect, 52) as future:
-            guest = worker.takes_socket(CONNECT, 52, 0, 0)
-            guest.sendall(b"x" * 1000)
-            with guest, pytest.raises(ConnectionRefusedError):
-                future.result(LIMIT)
+    def test_each_has_a_port_of_its_own(self, caller, guest):
+        made = [caller.connect(7) for _ in range(5)]
+        assert [port for _, port in made] == [FIRST + n for n in range(5)]
+        for ours, port in made:
+            drain(ours)
+            guest.send(src_port=7, dst_port=port, data=b"%d" % port)
+        assert [drain(ours) for ours, _ in made] == [b"%d" % port for _, port in made]
 
-    def test_too_late(self, both):
-        vsock, worker = both
-        with pytest.raises(TimeoutError) as caught:
-            vsock.connect(52, timeout=0.05)
-        assert caught.value.strerror == "vsock port 52: no answer within 0.05 s"
-        with worker.takes_socket(CONNECT, 52, 0, 0) as guest:
-            assert guest.recv(1) == b""
+    def test_caller_gives_up_before_the_answer(self, caller, guest):
+        ours = caller.hand_in(CONNECT, 7)
+        assert ops(guest.received()) == [REQUEST]
+        before = guest.open_fds()
+        ours.close()
+        assert guest.idle()
+        assert ops(guest.received()) == [RST]
+        assert guest.open_fds() == before - 2
+        assert ops(guest.ask(op=RESPONSE, src_port=7, dst_port=FIRST)) == [RST]
 
-    def test_a_worker_that_hears_nothing(self, both):
-        vsock, _worker = both
-        with pytest.raises(TimeoutError, match="the machine's worker does not answer"):
-            fill(vsock)
-        with pytest.raises(TimeoutError, match=r"port 52: no answer within 0\.01 s"):
-            vsock.connect(52, timeout=0.01)
+    def test_before_there_is_a_driver(self):
+        with Machine(64 << 20) as machine:
+            caller = Caller(machine, VERSION_1)
+            guest = caller.guest
+            guest.device.write(0x70, 0)
+            waits = caller.hand_in(CONNECT, 7)
+            gives_up = caller.hand_in(CONNECT, 8)
+            gives_up.close()
+            caller.machine.run()
+            guest.rx, guest.tx, guest.event = guest.device.start()
+            guest.post()
+            (request,) = guest.received()
+            assert (request.op, request.dst_port) == (REQUEST, 7)
+            guest.send(op=RESPONSE, src_port=7, dst_port=request.src_port)
+            assert drain(waits) == b"OK %d\n" % request.src_port
+            caller.close()
 
-    def test_the_machine_has_ended(self, both):
-        vsock, worker = both
-        worker.channel.close()
-        with pytest.raises(ConnectionRefusedError):
-            vsock.connect(52)
-        vsock.close()
-        with pytest.raises(ConnectionRefusedError):
-            vsock.connect(52)
-        with pytest.raises(ConnectionResetError, match="the machine has ended"):
-            vsock.listen(52)
+    def test_response_that_nobody_asked_for(self, caller, guest):
+        assert ops(guest.ask(op=RESPONSE, src_port=7, dst_port=FIRST)) == [RST]
+        ours, port = caller.connect(7)
+        assert ops(guest.ask(op=RESPONSE, src_port=7, dst_port=port)) == [RST]
+        assert drain(ours) == b"OK %d\n" % port
+        assert at_end(ours)
 
-    def test_no_thread_for_it(self, both):
-        vsock, worker = both
-        before = threading.active_count()
-        with meanwhile(vsock.connect, 52) as future:
-            guest = worker.takes_socket(CONNECT, 52, 0, 0)
-            guest.sendall(b"OK 5\n")
-            future.result(LIMIT).close()
-            guest.close()
-        assert threading.active_count() == before
-
-    def test_reset(self, both):
-        vsock, worker = both
-        vsock.reset()
-        worker.takes(RESET, 0, 0, 0)
+    def test_data_before_the_response(self, caller, guest):
+        ours = caller.hand_in(CONNECT, 7)
+        guest.received()
+        assert ops(guest.ask(src_port=7, dst_port=FIRST, data=b"x")) == [RST]
+        assert at_end(ours)
 
 
 class TestListen:
-    @pytest.mark.parametrize(
-        ("kind", "flags"), [(socket.SOCK_STREAM, 0), (socket.SOCK_SEQPACKET, SEQPACKET)]
-    )
-    def test_accept(self, both, kind, flags):
-        vsock, worker = both
-        with vsock.listen(7, kind=kind) as listener:
-            worker.takes(LISTEN, 7, 0, 0)
-            worker.ask(99, 7, flags)
-            with worker.takes_socket(ACCEPT, 99, 0, 0) as guest:
-                sock, _ = listener.accept()
-                with sock:
-                    sock.send(b"hello")
-                    assert guest.recv(100) == b"hello"
-                    guest.send(b"host")
-                    assert sock.recv(100) == b"host"
+    def test_asked_and_let_in(self, caller, guest):
+        caller.say(LISTEN, 9)
+        assert guest.ask(op=REQUEST, dst_port=9) == []
+        ((op, number, port, flags),) = caller.asked()
+        assert (op, port, flags) == (ASKED, 9, 0)
+        ours = caller.hand_in(ACCEPT, number)
+        assert ops(guest.received()) == [RESPONSE]
+        guest.send(dst_port=9, data=b"hello")
+        assert drain(ours) == b"hello"
 
-    def test_each_port_has_its_own(self, both):
-        vsock, worker = both
-        with vsock.listen(7) as seven, vsock.listen(8) as eight:
-            worker.takes(LISTEN, 7, 0, 0)
-            worker.takes(LISTEN, 8, 0, 0)
-            for number, port, listener in ((1, 8, eight), (2, 7, seven)):
-                worker.ask(number, port)
-                with worker.takes_socket(ACCEPT, number, 0, 0) as guest:
-                    sock, _ = listener.accept()
-                    with sock:
-                        guest.send(b"%d" % port)
-                        assert sock.recv(100) == b"%d" % port
+    def test_refused(self, caller, guest):
+        caller.say(LISTEN, 9)
+        guest.send(op=REQUEST, dst_port=9)
+        ((_, number, _, _),) = caller.asked()
+        caller.say(REFUSE, number)
+        assert ops(guest.received()) == [RST]
+        assert at_end(caller.hand_in(ACCEPT, number))  # too late
 
-    def test_of_the_other_kind(self, both):
-        vsock, worker = both
-        with vsock.listen(7):
-            worker.takes(LISTEN, 7, 0, 0)
-            worker.ask(1, 7, SEQPACKET)
-            worker.takes(REFUSE, 1, 0, 0)
+    def test_nobody_listens(self, caller, guest):
+        caller.say(LISTEN, 9)
+        caller.say(LISTEN, 9)
+        assert ops(guest.ask(op=REQUEST, dst_port=10)) == [RST]
+        caller.say(UNLISTEN, 9)
+        caller.say(UNLISTEN, 9)
+        assert ops(guest.ask(op=REQUEST, dst_port=9)) == [RST]
+        assert caller.asked() == []
 
-    def test_taken(self, both):
-        vsock, worker = both
-        with vsock.listen(7), pytest.raises(OSError, match="vsock port 7: listened on already"):
-            vsock.listen(7)
-        worker.takes(LISTEN, 7, 0, 0)
-        with vsock.listen(7):  # the first is closed
-            worker.takes(LISTEN, 7, 0, 0)
+    def test_every_port(self, caller, guest):
+        caller.say(LISTEN, EVERY)
+        for port in (0, 9, 1 << 31):
+            guest.send(op=REQUEST, dst_port=port)
+        assert [port for _, _, port, _ in caller.asked()] == [0, 9, 1 << 31]
+        caller.say(UNLISTEN, EVERY)
+        assert ops(guest.ask(op=REQUEST, dst_port=9, src_port=1)) == [RST]
 
-    @pytest.mark.parametrize("port", [-1, EVERY_PORT, 1 << 32])
-    def test_no_port(self, both, port):
-        vsock, _ = both
-        with pytest.raises(ValueError, match="must be 0 to 4294967294"):
-            vsock.listen(port)
+    def test_guest_has_gone_away(self, caller, guest):
+        caller.say(LISTEN, 9)
+        guest.send(op=REQUEST, dst_port=9)
+        assert guest.ask(op=RST, dst_port=9) == []
+        ((_, late, _, _),) = caller.asked()
+        guest.send(op=REQUEST, dst_port=9)
+        ((_, number, _, _),) = caller.asked()
+        assert number != late
+        assert at_end(caller.hand_in(ACCEPT, late))
+        assert guest.received() == []
+        caller.hand_in(ACCEPT, number)
+        assert ops(guest.received()) == [RESPONSE]
 
-    def test_closed_by_its_owner(self, both):
-        vsock, worker = both
-        vsock.listen(7).close()
-        worker.takes(LISTEN, 7, 0, 0)
-        worker.ask(1, 7)
-        worker.takes(UNLISTEN, 7, 0, 0)
-        worker.takes(REFUSE, 1, 0, 0)
+    @pytest.mark.parametrize("number", [0, 5, 0xFFFFFFFF])
+    def test_nobody_asked(self, caller, guest, number):
+        assert at_end(caller.hand_in(ACCEPT, number))
+        caller.say(REFUSE, number)
+        assert guest.idle()
+        assert guest.received() == []
 
-    def test_backlog_full(self, both):
-        vsock, worker = both
-        with vsock.listen(7) as listener:
-            listener.listen(1)
-            worker.takes(LISTEN, 7, 0, 0)
-            guests = []
-            for number in range(2):  # Linux queues one more than it says
-                worker.ask(number, 7)
-                guests.append(worker.takes_socket(ACCEPT, number, 0, 0))
-            worker.ask(2, 7)
-            worker.takes(REFUSE, 2, 0, 0)
-            listener.accept()[0].close()
-            worker.ask(3, 7)
-            guests.append(worker.takes_socket(ACCEPT, 3, 0, 0))
-            for guest in guests:
-                guest.close()
+    def test_accept_without_a_descriptor_refuses(self, caller, guest):
+        caller.say(LISTEN, 9)
+        guest.send(op=REQUEST, dst_port=9)
+        ((_, number, _, _),) = caller.asked()
+        caller.say(ACCEPT, number)
+        assert ops(guest.received()) == [RST]
 
-    def test_nobody_else_can_find_it(self, both):
-        vsock, _ = both
-        with vsock.listen(7) as listener:
-            name = listener.getsockname()
-            assert name.startswith("/proc/self/fd/")
-            assert not os.path.exists(name)
+    def test_request_twice(self, caller, guest):
+        caller.say(LISTEN, 9)
+        guest.send(op=REQUEST, dst_port=9)
+        assert ops(guest.ask(op=REQUEST, dst_port=9)) == [RST]
+        ((_, number, _, _),) = caller.asked()
+        assert at_end(caller.hand_in(ACCEPT, number))
 
-    def test_a_long_temporary_directory(self, both, tmp_path, monkeypatch):
-        long = tmp_path / ("x" * 200)
-        long.mkdir()
-        monkeypatch.setattr("tempfile.tempdir", str(long))
-        vsock, worker = both
-        with vsock.listen(7) as listener:
-            worker.takes(LISTEN, 7, 0, 0)
-            worker.ask(1, 7)
-            worker.takes_socket(ACCEPT, 1, 0, 0).close()
-            listener.accept()[0].close()
-        assert os.listdir(long) == []
+    def test_full_channel_resets_the_guest(self, caller, guest):
+        guest.post(192)
+        caller.say(LISTEN, 9)
+        resets = 0
+        for port in range(4000):
+            resets += len(guest.ask(op=REQUEST, dst_port=9, src_port=port))
+        asked = caller.asked()
+        assert resets == 4000 - len(asked)
+        assert 0 < resets < 4000
+        assert guest.idle()
 
-    def test_the_worker_ends(self, both):
-        vsock, worker = both
-        with vsock.listen(7) as listener:
-            worker.channel.close()
-            with pytest.raises(OSError) as caught:  # noqa: PT011
-                listener.accept()
-        assert caught.value.errno == errno.EINVAL
-
-    def test_close_wakes_who_accepts(self, both):
-        vsock, _ = both
-        with vsock.listen(7) as listener, meanwhile(listener.accept) as future:
-            vsock.close()
-            with pytest.raises(OSError) as caught:  # noqa: PT011
-                future.result(LIMIT)
-        assert caught.value.errno == errno.EINVAL
+    def test_flood_of_more_than_there_are_slots(self, caller, guest):
+        guest.post(192)
+        caller.say(LISTEN, 9)
+        resets = asked = 0
+        for port in range(5000):
+            resets += len(guest.ask(op=REQUEST, dst_port=9, src_port=port))
+            if port % 64 == 0:
+                asked += len(caller.asked())
+        asked += len(caller.asked())
+        assert (asked, resets) == (lib.VM_VSOCK_CONNS, 5000 - lib.VM_VSOCK_CONNS)
 
 
-class TestHostileWorker:
-    def test_what_is_no_message(self, both):
-        vsock, worker = both
-        chance = random.Random(1)
-        with vsock.listen(7) as listener, open(os.devnull) as null:
-            worker.takes(LISTEN, 7, 0, 0)
-            for size in (1, 15, 17, 1000):
-                worker.channel.send(chance.randbytes(size)[: size - 1] + b"\0")
-            for op in (0, 2, 3, 4, 5, 6, 7, 0xFFFFFFFF):
-                worker.channel.send(MESSAGE.pack(op, 1, 7, 0))
-            before = len(os.listdir("/proc/self/fd"))
-            socket.send_fds(worker.channel, [MESSAGE.pack(9, 1, 1, 1)], [null.fileno()] * 50)
-            worker.ask(5, 7, 0xFFFFFFFD)  # flags that mean nothing yet
-            worker.takes_socket(ACCEPT, 5, 0, 0).close()
-            assert len(os.listdir("/proc/self/fd")) == before
-            listener.accept()[0].close()
+class TestChannel:
+    @pytest.mark.parametrize("message", [b"", b"short", bytes(17)])
+    def test_strange_messages(self, caller, guest, message):
+        with socket.socket() as given:
+            passing.send(caller.channel, message or b"x", [given.fileno()])
+            before = guest.open_fds()
+            assert guest.idle()
+            assert guest.open_fds() == before
 
-    def test_a_flood_of_questions(self, both):
-        vsock, worker = both
-        answers = []
+    def test_unknown_op_and_descriptors_that_nobody_wants(self, caller, guest):
+        for op in (0, LISTEN, UNLISTEN, 7, 99):
+            assert at_end(caller.hand_in(op, 1))
+        assert guest.idle()
 
-        def hear() -> None:
-            while len(answers) < 5000:
-                answers.append(worker.take())
+    def test_caller_is_gone(self, caller, guest):
+        ours, port = caller.connect(7, QUIET)
+        caller.say(LISTEN, 9)
+        caller.channel.close()
+        assert guest.idle()
+        assert ops(guest.ask(op=REQUEST, dst_port=9)) == [RST]
+        guest.send(src_port=7, dst_port=port, data=b"alive")
+        assert drain(ours) == b"alive"
 
-        with vsock.listen(7), meanwhile(hear) as future:
-            for number in range(5000):
-                worker.ask(number, number + 100)
-            future.result(LIMIT)
-        assert answers == [
-            ((LISTEN, 7, 0, 0), None),
-            *(((REFUSE, number, 0, 0), None) for number in range(4999)),
-        ]
+    def test_connect_without_a_descriptor(self, caller, guest):
+        caller.say(CONNECT, 7)
+        assert guest.received() == []
+
+    def test_other_devices_have_none(self, caller):
+        caller.machine.rng()
+        assert lib.vm_set_switch(caller.machine.core, 1, 0) < 0
 
 
-@pytest.fixture
-def served(both, tmp_path):
-    """``(vsock, worker, path)`` with the path served, the guest's agent there."""
-    vsock, worker = both
-    path = str(tmp_path / "v.sock")
-    vsock.serve(path)
-    worker.takes(LISTEN, EVERY_PORT, 0, 0)
-    vsock.started()
-    return vsock, worker, path
+class TestReset:
+    def test_drops_all_and_tells(self, caller, guest):
+        ours, port = caller.connect(7, QUIET)
+        room = caller.machine.room(8)
+        guest.event.add(into=[room])
+        caller.say(RESET)
+        assert at_end(ours)
+        assert guest.event.take_all() == [(0, 4)]
+        assert caller.machine.read(*room) == bytes(4) + b"\xee" * 4
+        assert ops(guest.ask(src_port=7, dst_port=port, data=b"x")) == [RST]
+
+    def test_waits_for_a_buffer(self, caller, guest):
+        caller.say(RESET)
+        guest.event.add(into=[caller.machine.room(4)])
+        guest.event.kick_and_run()
+        assert guest.event.take_all() == [(0, 4)]
+        guest.event.add(into=[caller.machine.room(4)])
+        guest.event.kick_and_run()
+        assert guest.event.take_all() == []
+
+    def test_keeps_who_listens_and_what_was_not_said_yet(self, caller, guest):
+        caller.say(LISTEN, 9)
+        caller.say(RESET)
+        guest.send(op=REQUEST, dst_port=9)
+        assert len(caller.asked()) == 1
+
+    @pytest.mark.parametrize("strange", ["readable", "small"])
+    def test_strange_buffer_breaks_the_device(self, caller, guest, strange):
+        if strange == "readable":
+            guest.event.add(out=[caller.machine.put(b"x")])
+        else:
+            guest.event.add(into=[caller.machine.room(3)])
+        caller.say(RESET)
+        assert guest.device.status & 64
+        assert guest.idle()
 
 
-def client(path: str, *words: bytes) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(LIMIT)
-    sock.connect(path)
-    for word in words:
-        sock.sendall(word)
-    return sock
+class TestMany:
+    def test_four_thousand_at_once(self, caller, guest):
+        """All slots: data both ways on each, then half of them again."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit[1], 20000), limit[1]))
+        guest.post(192)
+        made = [caller.connect(7, QUIET) for _ in range(lib.VM_VSOCK_CONNS)]
+        assert at_end(caller.hand_in(CONNECT, 7))  # one too many
+        for turn in range(2):
+            for ours, port in made:
+                guest.send(src_port=7, dst_port=port, data=b"%d %d" % (turn, port))
+                ours.send(b"%d" % port)
+            caller.machine.run()
+            heard = {}
+            while packets := guest.received():
+                heard |= {p.src_port: p.data for p in packets if p.op == RW}
+            assert heard == {port: b"%d" % port for _, port in made}
+            assert all(drain(ours) == b"%d %d" % (turn, port) for ours, port in made)
+            for ours, port in made[::2]:
+                guest.send(op=RST, src_port=7, dst_port=port)
+                assert at_end(ours)
+                ours.close()
+            made = made[1::2] + [caller.connect(7, QUIET) for _ in made[::2]]
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+    def test_late_ones_have_small_buffers(self, caller, guest):
+        for _ in range(lib.VM_VSOCK_LARGE):
+            caller.connect(7)
+        ours = caller.hand_in(CONNECT, 7)
+        (request,) = guest.received()
+        assert request.buf_alloc == SMALL
+        guest.send(op=RESPONSE, src_port=7, dst_port=request.src_port)
+        drain(ours)
+        sent = 0
+        answers: list[Packet] = []
+        while RST not in ops(answers):  # nobody reads: it ends with the credit
+            answers = guest.ask(src_port=7, dst_port=request.src_port, data=bytes(8192))
+            sent += 8192
+        assert sent > SMALL
+
+    def test_slow_reader_costs_the_others_nothing(self, caller, guest):
+        slow, slow_port = caller.connect(7, QUIET)
+        fast, fast_port = caller.connect(8, QUIET)
+        for _ in range(BUF_ALLOC // MAX_PACKET):
+            guest.send(src_port=7, dst_port=slow_port, data=bytes(MAX_PACKET))
+        got = 0
+        for _ in range(64):
+            guest.send(src_port=8, dst_port=fast_port, data=bytes(MAX_PACKET))
+            got += len(drain(fast))
+            guest.received()
+        assert got == 64 * MAX_PACKET
+        got = 0
+        while data := drain(slow):
+            got += len(data)
+            assert guest.idle()
+        assert got == BUF_ALLOC
 
 
-def is_closed(sock: socket.socket) -> bool:
-    with sock:
+class TestSeqpacket:
+    TYPE = 2
+    WINDOW = BUF_ALLOC // 5 & -4096
+
+    def connect(self, caller: Caller) -> tuple[socket.socket, dict[str, int]]:
+        ours, port = caller.connect(7, QUIET | SEQPACKET)
+        return ours, {"type": self.TYPE, "src_port": 7, "dst_port": port}
+
+    def messages(self, sock: socket.socket) -> list[bytes]:
+        got = []
         try:
-            return sock.recv(1) == b""
-        except ConnectionResetError:  # what it sent was not read
-            return True
+            while message := sock.recv(1 << 20):
+                got.append(message)
+        except BlockingIOError:
+            pass
+        return got
 
+    def test_request(self, caller, guest):
+        caller.hand_in(CONNECT, 7, SEQPACKET)
+        (request,) = guest.received()
+        assert (request.type, request.op, request.buf_alloc) == (self.TYPE, REQUEST, self.WINDOW)
 
-class TestServe:
-    @pytest.mark.parametrize("line", [b"CONNECT 52\n", b"connect 52\n", b" Connect\t052 \r\n"])
-    def test_connect(self, served, line):
-        _, worker, path = served
-        sock = client(path, line + b"first words")
-        guest = worker.takes_socket(CONNECT, 52, 0, 0)
-        with sock, guest:
-            guest.sendall(b"OK 1073741824\n")
-            assert guest.recv(100) == b"first words"
-            assert sock.recv(100) == b"OK 1073741824\n"
+    def test_ok_is_a_message(self, caller):
+        ours, port = caller.connect(7, SEQPACKET)
+        assert self.messages(ours) == [b"OK %d\n" % port]
 
-    def test_a_slow_one_delays_nobody(self, served):
-        _, worker, path = served
-        with client(path, b"CONN") as slow, client(path) as silent:
-            for port in range(20):
-                with client(path, b"CONNECT %d\n" % port):
-                    worker.takes_socket(CONNECT, port, 0, 0).close()
-            for byte in b"ECT 4294967295":
-                slow.sendall(bytes([byte]))
-            slow.sendall(b"\nxyz")
-            with worker.takes_socket(CONNECT, 4294967295, 0, 0) as guest:
-                assert guest.recv(100) == b"xyz"
-            silent.close()
-            with client(path, b"CONNECT 1\n"):
-                worker.takes_socket(CONNECT, 1, 0, 0).close()
+    def test_asked(self, caller, guest):
+        caller.say(LISTEN, 9)
+        guest.send(op=REQUEST, dst_port=9, type=self.TYPE)
+        ((_, number, port, flags),) = caller.asked()
+        assert (port, flags) == (9, SEQPACKET)
+        caller.hand_in(ACCEPT, number, SEQPACKET)
+        (response,) = guest.received()
+        assert (response.type, response.op) == (self.TYPE, RESPONSE)
 
-    @pytest.mark.parametrize(
-        "line",
-        [
-            b"\n", b"CONNECT\n", b"CONNECT \n", b"CONNECT x\n", b"CONNECT -1\n", b"CONNECT 1 2\n",
-            b"CONNECT 4294967296\n", b"CONNECT 0x1\n", b"GET / HTTP/1.1\r\n", b"x" * 32, b"x" * 99,
-            b"CONNECT " + b"0" * 24 + b"\n", b"CONNECT \xb2\n", b"\0\n",
-        ],
-    )  # fmt: skip
-    def test_wrong_line(self, served, line):
-        _, worker, path = served
-        assert is_closed(client(path, line))
-        with client(path, b"CONNECT 1\n"):
-            worker.takes_socket(CONNECT, 1, 0, 0).close()
+    def test_offers_are_streams(self, caller, guest):
+        guest.offer()
+        (answer,) = guest.ask(op=REQUEST, type=self.TYPE)
+        assert (answer.type, answer.op) == (self.TYPE, RST)
 
-    def test_who_says_nothing_and_goes(self, served):
-        _, worker, path = served
-        client(path).close()
-        client(path, b"CONNECT 1").close()
-        with client(path, b"CONNECT 2\n"):
-            worker.takes_socket(CONNECT, 2, 0, 0).close()
+    def test_not_negotiated(self):
+        with Machine(64 << 20) as machine:
+            caller = Caller(machine, VERSION_1)
+            caller.guest.post()
+            caller.say(LISTEN, 9)
+            assert ops(caller.guest.ask(op=REQUEST, dst_port=9, type=self.TYPE)) == [RST]
+            assert caller.asked() == []
+            caller.close()
 
-    def test_refused(self, served):
-        _, worker, path = served
-        sock = client(path, b"CONNECT 1\n")
-        worker.takes_socket(CONNECT, 1, 0, 0).close()
-        assert is_closed(sock)
+    def test_packets_of_the_other_type(self, caller, guest):
+        ours, ports = self.connect(caller)
+        assert ops(guest.ask(**ports | {"type": 1}, data=b"x", flags=1)) == [RST]
+        assert at_end(ours)
 
-    def test_thousands(self, served):
-        _, worker, path = served
-        for port in range(3000):
-            with client(path, b"CONNECT %d\n" % port) as sock:
-                with worker.takes_socket(CONNECT, port, 0, 0) as guest:
-                    guest.sendall(b"OK 1\n")
-                assert sock.recv(100) == b"OK 1\n"
+    def test_messages_to_the_host(self, caller, guest):
+        ours, ports = self.connect(caller)
+        guest.send(**ports, data=b"whole", flags=1)
+        guest.send(**ports, data=b"in ")
+        guest.send(**ports, data=b"three ")
+        assert self.messages(ours) == [b"whole"]
+        guest.send(**ports, data=b"parts", flags=3)
+        assert self.messages(ours) == [b"in three parts"]
+        assert guest.idle()
 
-    def test_too_many_that_say_nothing(self, served, monkeypatch):
-        monkeypatch.setattr(vsock_server, "MAX_CLIENTS", 2)
-        _, worker, path = served
-        silent = [client(path), client(path)]
-        with client(path, b"CONNECT 1\n"):
-            worker.hears_nothing()
-            silent.pop().close()
-            worker.takes_socket(CONNECT, 1, 0, 0).close()
-        silent.pop().close()
+    def test_the_longest(self, caller, guest):
+        ours, ports = self.connect(caller)
+        data = os.urandom(self.WINDOW)
+        parts = [data[at : at + MAX_PACKET] for at in range(0, len(data), MAX_PACKET)]
+        for part in parts[:-1]:
+            guest.send(**ports, data=part)
+        guest.send(**ports, data=parts[-1], flags=1)
+        assert self.messages(ours) == [data]
+        assert ops(guest.received()) == [6]
 
-    def test_before_the_agent_is_there(self, both, tmp_path):
-        vsock, worker = both
-        path = str(tmp_path / "v.sock")
-        vsock.serve(path)
-        worker.takes(LISTEN, EVERY_PORT, 0, 0)
-        with client(path, b"CONNECT 1\n"):
-            worker.hears_nothing()
-            vsock.started()
-            worker.takes_socket(CONNECT, 1, 0, 0).close()
+    def test_longer_than_the_credit(self, caller, guest):
+        ours, ports = self.connect(caller)
+        for _ in range(3):
+            guest.send(**ports, data=bytes(MAX_PACKET))
+        assert ops(guest.ask(**ports, data=bytes(self.WINDOW - 3 * MAX_PACKET + 1))) == [RST]
+        assert at_end(ours)
 
-    def test_from_the_guest(self, served, tmp_path):
-        vsock, worker, path = served
-        worker.ask(1, 52)
-        worker.takes(REFUSE, 1, 0, 0)
-        with socket.socket(socket.AF_UNIX) as listener, vsock.listen(53) as ours:
-            worker.takes(LISTEN, 53, 0, 0)
-            listener.bind(f"{path}_52")
-            worker.ask(2, 52)
-            worker.takes(REFUSE, 2, 0, 0)
-            listener.listen()
-            worker.ask(3, 52)
-            guest = worker.takes_socket(ACCEPT, 3, 0, 0)
-            sock, _ = listener.accept()
-            with guest, sock:
-                guest.sendall(b"up")
-                assert sock.recv(100) == b"up"
-            worker.ask(4, 53)
-            worker.takes_socket(ACCEPT, 4, 0, 0).close()
-            ours.accept()[0].close()
-            worker.ask(5, 52, SEQPACKET)
-            worker.takes(REFUSE, 5, 0, 0)
+    def test_slow_reader_gets_each_message(self, caller, guest):
+        ours, ports = self.connect(caller)
+        sent = [b"%05d" % n * (n % 50 + 1) for n in range(1200)]
+        assert sum(map(len, sent)) < self.WINDOW
+        for message in sent:
+            guest.send(**ports, data=message, flags=1)
+        got: list[bytes] = []
+        while more := self.messages(ours):
+            got += more
+            assert guest.idle()
+        assert got == sent
 
-    def test_a_closed_listener_leaves_its_port_to_the_path(self, served):
-        vsock, worker, path = served
-        vsock.listen(52).close()
-        worker.takes(LISTEN, 52, 0, 0)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(f"{path}_52")
-            listener.listen()
-            worker.ask(1, 52)
-            worker.takes(UNLISTEN, 52, 0, 0)
-            worker.takes_socket(ACCEPT, 1, 0, 0).close()
+    def test_credit_of_single_bytes_has_room(self, caller, guest):
+        ours, ports = self.connect(caller)
+        for _ in range(4 * self.WINDOW // MAX_PACKET):
+            guest.send(**ports, data=bytes(MAX_PACKET // 4), flags=1)  # the socket is full
+        while not ops(guest.ask(**ports, data=b"x", flags=1)):
+            if self.messages(ours):
+                break
+        assert not at_end(ours)
 
-    def test_the_end(self, served):
-        vsock, _, path = served
-        waiting = client(path, b"CONN")
-        vsock.close()
-        assert is_closed(waiting)
-        assert not os.path.exists(path)
+    def test_empty_messages_are_not_passed_on(self, caller, guest):
+        ours, ports = self.connect(caller)
+        for _ in range(300):
+            guest.send(**ports, flags=1)
+        guest.send(**ports, data=b"real", flags=1)
+        assert self.messages(ours) == [b"real"]
 
-    def test_the_worker_ends(self, served):
-        _, worker, path = served
-        waiting = client(path, b"CONN")
-        worker.channel.close()
-        assert is_closed(waiting)
-        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
-            client(path)
+    @pytest.mark.parametrize("op", [RST, SHUTDOWN])
+    def test_end_with_a_message_that_is_not_whole(self, caller, guest, op):
+        ours, ports = self.connect(caller)
+        guest.send(**ports, data=b"whole", flags=1)
+        guest.send(**ports, data=b"half")
+        guest.send(**ports, op=op, flags=RCV | SEND)
+        assert self.messages(ours) == [b"whole"]
+        assert at_end(ours)
 
+    def test_messages_to_the_guest(self, caller, guest):
+        ours, _ = self.connect(caller)
+        sent = [b"short", os.urandom(50_000), b"x"]
+        for message in sent:
+            ours.send(message)
+        caller.machine.run()
+        got = b""
+        messages = []
+        for packet in guest.received():
+            assert (packet.type, packet.op) == (self.TYPE, RW)
+            got += packet.data
+            if packet.flags & 1:
+                messages.append(got)
+                got = b""
+        assert messages == sent
+        assert guest.idle()
 
-class Short:
-    """A listening socket whose accept() fails at first, for want of descriptors."""
+    def test_message_waits_for_credit_for_all_of_it(self, caller, guest):
+        ours, port = caller.connect(7, QUIET | SEQPACKET)
+        ports = {"type": self.TYPE, "src_port": 7, "dst_port": port}
+        guest.send(op=6, **ports, buf_alloc=100)
+        ours.send(bytes(60))
+        ours.send(bytes(60))
+        caller.machine.run()
+        first, asks = guest.received()
+        assert (first.len, first.flags, asks.op) == (60, 1, 7)
+        assert guest.idle()
+        assert [p.len for p in guest.ask(op=6, **ports, buf_alloc=100, fwd_cnt=60)] == [60]
 
-    def __init__(self, listener: socket.socket, error: int) -> None:
-        self.listener, self.error, self.calls = listener, error, 0
-        self.fileno, self.setblocking = listener.fileno, listener.setblocking
-        self.close = listener.close
+    def test_message_that_the_guest_has_never_room_for(self, caller, guest):
+        ours, port = caller.connect(7, QUIET | SEQPACKET)
+        guest.send(op=6, type=self.TYPE, src_port=7, dst_port=port, buf_alloc=100)
+        ours.send(bytes(101))
+        caller.machine.run()
+        assert ops(guest.received()) == [RST]
+        assert at_end(ours)
 
-    def accept(self):
-        self.calls += 1
-        if self.calls == 1:
-            raise OSError(self.error, os.strerror(self.error))
-        return self.listener.accept()
+    def test_message_waits_for_buffers_and_comes_first(self, caller, guest):
+        ours, _ = self.connect(caller)
+        other, _ = caller.connect(8, QUIET)
+        guest.received()
+        ours.send(bytes(100_000))  # 25 buffers
+        caller.machine.run()
+        packets = guest.received(repost=False)
+        assert sum(p.len or 0 for p in packets) == 100_000
+        ours.send(bytes(160_000))  # 40, and 39 are left
+        other.send(b"behind it")
+        caller.machine.run()
+        assert guest.received(repost=False) == []
+        assert guest.idle()
+        guest.post(10)
+        packets = guest.received(repost=False)
+        assert [p.len for p in packets][-1] == len(b"behind it")
+        assert sum(p.len or 0 for p in packets[:-1]) == 160_000
 
-
-@pytest.mark.parametrize("error", [errno.EMFILE, errno.ECONNABORTED])
-def test_accept_fails(error, tmp_path):
-    loop = Loop("test")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "s"))
-        listener.listen()
-        short = Short(listener, error)
-        taken: list[socket.socket] = []
-        come = threading.Event()
-
-        def accept() -> None:
-            for sock in loop.accept(short):  # type: ignore[arg-type]
-                taken.append(sock)
-                come.set()
-
-        loop.call(lambda: loop.watch(short, accept))  # type: ignore[arg-type]
-        with client(str(tmp_path / "s")):
-            assert come.wait(LIMIT)
-        loop.close()
-        assert len(taken) == 1
-        taken.pop().close()
-
-
-class TestDevice:
-    """With the C device, and a driver that the test plays."""
-
-    @pytest.fixture
-    def machine(self):
-        with virtq.Machine(64 << 20) as machine:
-            guest = Guest(machine)
-            guest.post()
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            lib_fd = theirs.detach()
-            virtq.check(lib.vm_set_switch(machine.core, guest.device.slot, lib_fd))
-            vsock = Vsock(ours)
-            yield guest, vsock
-            vsock.close()
-            guest.close()
-
-    def heard(self, guest) -> list:
-        """What the device says to the guest, as soon as it says something."""
-        while not (packets := guest.received()):
-            guest.machine.run()
-        return packets
-
-    def test_to_the_guest(self, machine):
-        guest, vsock = machine
-        with meanwhile(vsock.connect, 99, timeout=LIMIT) as future:
-            (request,) = self.heard(guest)
-            assert (request.op, request.src_port, request.dst_port) == (REQUEST, FIRST_PORT, 99)
-            guest.send(op=RESPONSE, src_port=99, dst_port=request.src_port)
-            with future.result(LIMIT) as sock:
-                guest.send(data=b"from the guest", src_port=99, dst_port=request.src_port)
-                assert sock.recv(100) == b"from the guest"
-                sock.sendall(b"from the host")
-                (packet,) = self.heard(guest)
-                assert packet.data == b"from the host"
-
-    def test_refused(self, machine):
-        guest, vsock = machine
-        with meanwhile(vsock.connect, 99, timeout=LIMIT) as future:
-            (request,) = self.heard(guest)
-            guest.send(op=RST, src_port=99, dst_port=request.src_port)
-            with pytest.raises(ConnectionRefusedError):
-                future.result(LIMIT)
-
-    def test_from_the_guest(self, machine):
-        guest, vsock = machine
-        with vsock.listen(7) as listener:
-            listener.settimeout(LIMIT)
-            guest.machine.run()
-            guest.send(op=REQUEST, dst_port=7)
-            assert ops(self.heard(guest)) == [RESPONSE]
-            sock, _ = listener.accept()
-            with sock:
-                guest.send(data=b"hello", dst_port=7)
-                assert sock.recv(100) == b"hello"
-        assert ops(self.heard(guest)) == [SHUTDOWN]
-        guest.send(op=REQUEST, dst_port=7, src_port=GUEST_PORT + 1)
-        assert ops(self.heard(guest)) == [RST]
-
-    def test_served(self, machine, tmp_path):
-        guest, vsock = machine
-        path = str(tmp_path / "v.sock")
-        vsock.serve(path)
-        vsock.started()
-        with client(path, b"CONNECT 99\nand more") as sock:
-            (request,) = self.heard(guest)
-            guest.send(op=RESPONSE, src_port=99, dst_port=request.src_port)
-            assert sock.recv(100) == b"OK %d\n" % request.src_port
-            (packet,) = self.heard(guest)
-            assert packet.data == b"and more"
+    def test_host_closes(self, caller, guest):
+        ours, _ = self.connect(caller)
+        ours.send(b"last")
+        ours.close()
+        caller.machine.run()
+        assert ops(guest.received()) == [RW, SHUTDOWN]
+        assert guest.idle()
