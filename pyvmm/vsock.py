@@ -10,17 +10,16 @@ A thread (loop.py) is there only once there is something to listen on.
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import struct
 import time
-import weakref
-from socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SOCK_SEQPACKET, SOCK_STREAM
-from tempfile import TemporaryDirectory
+from socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_SEQPACKET, SOCK_STREAM
 from threading import Lock
 
 from .loop import BATCH, Loop
+from .vsock_line import Line
+from .vsock_listener import Listener, connected
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
@@ -36,8 +35,7 @@ ASKED = 1
 QUIET, SEQPACKET = 1, 2
 EVERY_PORT = 0xFFFFFFFF
 
-BACKLOG = 4096  # which the host's somaxconn may lower
-LINE = 32  # bytes of `CONNECT <port>` or `OK <port>` at most, with the newline
+MAX_LISTENERS = 1023  # the device has room for one more, EVERY_PORT
 PATIENCE = 5.0  # seconds for the worker to take a message
 RETRY = 0.01
 
@@ -88,7 +86,8 @@ class Vsock:
         """Listen on a port of the host's for the guest; ``kind`` may be SOCK_SEQPACKET.
 
         Returns a listening Unix socket: its accept() gives the guest's connections, and fails with
-        EINVAL once the machine has ended. Raises OSError (EADDRINUSE) if it is listened on already.
+        EINVAL once the machine has ended. Raises OSError: EADDRINUSE if it is listened on already,
+        EMFILE if 1,023 ports are.
         """
         if not 0 <= port < EVERY_PORT:
             raise ValueError(f"vsock port {port}: must be 0 to {EVERY_PORT - 1}")
@@ -98,6 +97,7 @@ class Vsock:
                 if self._listeners[port].open:
                     raise OSError(errno.EADDRINUSE, f"vsock port {port}: listened on already")
                 self._listeners.pop(port).end()
+            self._make_room()
             sock = socket.socket(AF_UNIX, kind)
             try:
                 self._listeners[port] = Listener(sock)
@@ -106,6 +106,19 @@ class Vsock:
                 raise
         self.send(LISTEN, port)
         return sock
+
+    def _make_room(self) -> None:
+        """For one more listener, with _lock held. Those that were closed are found out here."""
+        if len(self._listeners) < MAX_LISTENERS:
+            return
+        for port in [port for port, listener in self._listeners.items() if not listener.open]:
+            self._forget(port)
+        if len(self._listeners) == MAX_LISTENERS:
+            raise OSError(errno.EMFILE, f"{MAX_LISTENERS} vsock ports are listened on: close one")
+
+    def _forget(self, port: int) -> None:
+        self._listeners.pop(port).end()
+        self.send(UNLISTEN, port)
 
     def serve(self, path: str) -> None:
         """Let programs connect by the Unix socket ``path``, as Firecracker does (vsock_server.py).
@@ -262,11 +275,10 @@ class Vsock:
         with self._lock:
             listener = self._listeners.get(port)
             if listener and not listener.open:
-                self._listeners.pop(port).end()
-                self.send(UNLISTEN, port)
+                self._forget(port)
             elif listener:
-                return _connected(listener.address, kind)
-        return _connected(f"{self._served}_{port}", kind) if self._served else None
+                return connected(listener.address, kind)
+        return connected(f"{self._served}_{port}", kind) if self._served else None
 
     def _end(self) -> None:
         """Nothing will come from the guest any more."""
@@ -275,75 +287,6 @@ class Vsock:
             listeners, self._listeners = self._listeners, {}
         for end in (*ends, *(listener.end for listener in listeners.values())):
             end()
-
-
-class Listener:
-    """What listen() has given away, as the thread connects to it.
-
-    It is bound in a directory of our own that is gone at once, so that nobody else on this host can
-    connect to it and be taken for the guest; we can, by a descriptor of the name.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        """Binds ``sock``; whoever has it may close it."""
-        self._sock = weakref.ref(sock)
-        with TemporaryDirectory(prefix="pyvmm-") as directory:
-            place = os.open(directory, os.O_PATH | os.O_CLOEXEC)  # its path may be too long
-            try:
-                sock.bind(f"/proc/self/fd/{place}/s")
-            finally:
-                os.close(place)
-            self._name = os.open(os.path.join(directory, "s"), os.O_PATH | os.O_CLOEXEC)
-        self.address = f"/proc/self/fd/{self._name}"
-        sock.listen(BACKLOG)
-
-    @property
-    def open(self) -> bool:
-        """Whether whoever has the socket has not closed it."""
-        sock = self._sock()
-        return sock is not None and sock.fileno() >= 0
-
-    def end(self) -> None:
-        """Have accept() fail, and let go of the name."""
-        sock = self._sock()
-        if sock is not None and sock.fileno() >= 0:
-            sock.shutdown(socket.SHUT_RDWR)
-        os.close(self._name)
-
-
-class Line:
-    """A line that a peer sends in pieces, and not a byte of what comes after it."""
-
-    def __init__(self) -> None:
-        self._have = b""
-        self.whole = False
-
-    def take(self, sock: socket.socket) -> bytes:
-        """What there is of it now. Raises EOFError at the end of file, ValueError if too long."""
-        part = sock.recv(LINE - len(self._have), MSG_PEEK)
-        end = part.find(b"\n") + 1
-        if not part:
-            raise EOFError
-        self._have += sock.recv(end or len(part))
-        self.whole = bool(end)
-        if not end and len(self._have) == LINE:
-            raise ValueError("a line without end")
-        return self._have
-
-
-def _connected(address: str, kind: int) -> socket.socket | None:
-    """A socket that is connected at once, or none: nobody is there, or its backlog is full."""
-    try:
-        sock = socket.socket(AF_UNIX, kind)
-    except OSError:  # no descriptor left
-        return None
-    try:
-        sock.setblocking(False)
-        sock.connect(address)
-    except OSError:
-        sock.close()
-        return None
-    return sock
 
 
 def _number(sock: socket.socket) -> bytes:

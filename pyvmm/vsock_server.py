@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from .vsock import Line
+from .vsock_line import Line
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import socket
 
 from ..errors import GuestError, HostError
 from ..names import path_of
-from ..vsock import Line
+from ..vsock_line import Line
 from .connection import AGENT_PORT, Connection
 
 
