@@ -117,9 +117,9 @@ class Jail:
         """Nothing more is to be started or mapped, no file to be longer than ``disk``, and no more
         opened than what vsock's connections are."""
         mapped = int(os.pread(self._statm, 64, 0).split()[0]) * 4096
-        unused = os.dup(self._statm)
-        os.close(unused)
         os.close(self._statm)
+        unused = os.dup(0)  # the lowest number that is not in use
+        os.close(unused)
         for resource, limit in (
             (AS, mapped + SPARE),
             (FSIZE, disk),

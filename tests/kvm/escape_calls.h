@@ -176,7 +176,7 @@ static long start_process(uint64_t flags)
 
 static long prlimit_of(int pid, int resource)
 {
-	struct rlimit more = {1024, 1024};
+	struct rlimit more = {1 << 20, 1 << 20};
 
 	return CALL(SYS_prlimit64, pid, resource, &more, 0);
 }

@@ -317,7 +317,7 @@ class TestPolicies:
         found = {args[2:] for args in allowed(kind, nr, every)}
         mapped = {
             "main": {(3, anonymous | private)},
-            "io": {(3, anonymous | private), (3, anonymous | droppable)},
+            "io": {(3, anonymous | droppable)},
             "vcpu": set(),
         }
         assert found == (mapped[kind] if nr == MMAP else set())
