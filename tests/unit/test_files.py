@@ -20,9 +20,11 @@ import pytest
 
 sys.path.append(os.path.dirname(__file__))
 
-from tree_guest import TreeGuest, build, refused
+from tree_guest import TreeGuest, build, refused, removed  # noqa: F401
 
 from pyvmm.agent.files import Files
+
+pytestmark = pytest.mark.usefixtures("removed")
 
 NAMES = (b"plain", b"new\nline", b"not utf-8 \xff\xfe", "ümlaut".encode(), b"-dash", b"n" * 255)
 TIME = 1_234_567_890_123_456_789

@@ -11,7 +11,6 @@ import os
 import socket
 import stat
 import struct
-import subprocess
 import sys
 import tarfile
 import threading
@@ -23,12 +22,14 @@ import pytest
 
 sys.path.append(os.path.dirname(__file__))
 
-from tree_guest import refused
+from tree_guest import refused, removed  # noqa: F401
 
 from pyvmm.agent.connection import Connection
 from pyvmm.agent.files import Files
 from pyvmm.agent.tree import Entry
 from pyvmm.errors import GuestError, PyvmmError
+
+pytestmark = pytest.mark.usefixtures("removed")
 
 HELLO, FAILED, END, ENTRY, DATA, HOLE, LEAVE = 1, 9, 10, 12, 13, 14, 15
 GET, PUT = 6, 7
@@ -85,7 +86,6 @@ def to(tmp_path: Path) -> Iterator[Path]:
     yield to
     assert look(outside) == before
     assert sorted(os.listdir(tmp_path)) == ["outside", "to"]
-    subprocess.run(["rm", "-rf", to], check=True)  # which pytest could not, if it is deep
 
 
 def look(top: Path) -> list[tuple[str, int, int, int, int]]:

@@ -27,6 +27,13 @@ def refused(act: Callable[..., object], *words: object) -> OSError:
     pytest.fail("it was done")
 
 
+@pytest.fixture
+def removed(tmp_path: Path) -> Iterator[None]:
+    """All that a test makes goes with it, however it ends: pytest could not remove a deep tree."""
+    yield
+    subprocess.run(["rm", "-rf", tmp_path], check=True)
+
+
 def build(out: Path) -> Path:
     """The harness, made in ``out``."""
     make = ["make", "-s", "-C", str(HERE.parent.parent / "init"), f"BUILD={out}"]
