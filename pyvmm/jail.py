@@ -94,7 +94,7 @@ class Jail:
             identity = UNUSED_ID + int.from_bytes(os.urandom(3), "little")
         self._filters = [seccomp.policy(kind) for kind in seccomp.KINDS]
         os.setpgid(0, 0)  # no signal to the caller's group
-        self._statm = _open("/proc/self/statm")
+        self._statm, self._fds = _open("/proc/self/statm"), _open("/proc/self/fd")
         _require(lib.jail_root(), "put the VM's process into an empty root directory")
         landlock = lib.jail_landlock()
         _require(lib.jail_drop(identity), "take the privileges of the VM's process away")
@@ -118,12 +118,12 @@ class Jail:
         opened than what vsock's connections are."""
         mapped = int(os.pread(self._statm, 64, 0).split()[0]) * 4096
         os.close(self._statm)
-        unused = os.dup(0)  # the lowest number that is not in use
-        os.close(unused)
+        used = len(os.listdir(self._fds)) - 2  # that one, and the copy by which it is read
+        os.close(self._fds)
         for resource, limit in (
             (AS, mapped + SPARE),
             (FSIZE, disk),
-            (NOFILE, unused + POLLED + lib.VM_VSOCK_CONNS),
+            (NOFILE, used + POLLED + lib.VM_VSOCK_CONNS),
             (NPROC, 0),
             (CORE, 0),
             (MEMLOCK, 0),
