@@ -133,7 +133,7 @@ static void frame(uint16_t type, uint32_t length)
 static void hello(void)
 {
 	connect();
-	write32(room() + HEADER + 8, 1); /* the protocol's version */
+	write32(room() + HEADER + 8, 2); /* the protocol's version */
 	write32(room() + HEADER + 12, 1);
 	frame(HELLO, 24);
 }
