@@ -158,7 +158,7 @@ def _run(a: Values) -> int:
             raise UsageError("--wait-for needs a program without a terminal: leave out --tty")
         from .agent import terminal
 
-        options["tty"] = terminal.size()
+        options["tty"] = terminal.size(keys=a.interactive)
     if a.dry_run:
         return _dry_run(a.image, command or None, options)
     from .launch import WorkerProcess, server
@@ -263,8 +263,14 @@ def writer(fd: int):  # type: ignore[no-untyped-def]
 
     def write(data: bytes) -> None:
         view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
+        try:
+            while view:
+                view = view[os.write(fd, view) :]
+        except BrokenPipeError:
+            raise  # nobody wants more: no error of ours
+        except OSError as e:  # a full disk
+            name = "stdout" if fd == 1 else "stderr"
+            raise PyvmmError(f"cannot write to {name}: {e.strerror}") from None
 
     return write
 

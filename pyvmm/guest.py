@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from _thread import allocate_lock
 
-from .errors import GuestError
+from .errors import GuestError, UsageError
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class Guest:
     """
 
     config: Config
-    _exchange: Exchange
 
     def __init__(self) -> None:
         self._channel: socket | None = None
+        self._exchanging: Exchange | None = None
         self._vsock: Vsock | None = None
         self._agent_is_up = False
         self._lock = allocate_lock()
@@ -46,11 +46,18 @@ class Guest:
         self._follower: Follower | None = None
 
     @property
+    def _exchange(self) -> Exchange:
+        if not self._exchanging:
+            raise _not_started()
+        return self._exchanging
+
+    @property
     def vsock(self) -> Vsock:
         """Connections to the guest's programs, and from them; once started."""
         with self._lock:
             if not self._vsock:
-                assert self._channel, "start() first"
+                if not self._channel:
+                    raise _not_started()
                 from .vsock import Vsock
 
                 self._vsock = Vsock(self._channel)
@@ -135,9 +142,14 @@ class Guest:
         What the program printed before counts if Result would have it, not if a sink took it.
         Raises GuestError if it is too late then, or the program ends before.
         """
+        from .agent.connection import ENDED
         from .ready import Waiting, parse
 
-        waiting = Waiting(self, self._exchange, parse(conditions))
+        wanted = parse(conditions)
+        try:
+            waiting = Waiting(self, self._exchange, wanted)
+        except ConnectionError:
+            raise GuestError(ENDED) from None
         self._follow()  # only now, so that nothing is missed
         waiting.wait(timeout)
 
@@ -171,20 +183,26 @@ class Guest:
 
     def _follow(self) -> None:
         """Have somebody do the exchange."""
+        exchange = self._exchange
         with self._lock:
             if not self._followed:
                 from .agent.follower import Follower
 
                 self._followed = True
-                self._follower = Follower(self._exchange.run)
+                self._follower = Follower(exchange.run)
 
     def _run(self) -> bool:
         """The exchange, from here on or as it is done already; whether it came to its end."""
+        exchange = self._exchange
         with self._lock:
             self._followed, follower = True, self._follower
-        return follower.wait() if follower else self._exchange.run()
+        return follower.wait() if follower else exchange.run()
 
     def _on_started(self) -> None:
         self._agent_is_up = True  # first: see vsock
         if self._vsock:
             self._vsock.started()
+
+
+def _not_started() -> UsageError:
+    return UsageError("the machine has not been started: start() it, or use it in a with block")

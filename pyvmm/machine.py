@@ -154,9 +154,10 @@ class Machine(Guest):
         finally:
             for fd in fds.values():
                 os.close(fd)
-        self._exchange = Exchange(self._results, config, self._plan.program, self._live)
-        self._exchange.on_started = self._on_started
-        self._exchange.sources = self.sources
+        exchange = Exchange(self._results, config, self._plan.program, self._live)
+        exchange.on_started = self._on_started
+        exchange.sources = self.sources
+        self._exchanging = exchange
         self._times["spawned"] = time.monotonic()
         if config.wait_for:
             self._until_ready()
@@ -209,7 +210,6 @@ class Machine(Guest):
         With ``repeat``, `Result` lacks what only a VM's end tells: exits, marks, timeline, walls.
         Raises GuestError if guest or worker ended early, HostError if this host cannot run it.
         """
-        assert self._worker, "start() first"
         return self._result(self._run())
 
     def again(self) -> Result:

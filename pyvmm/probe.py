@@ -43,8 +43,11 @@ class Probe:
             except OSError:
                 pass  # the machine has ended: the thread will, too
 
-    def stop(self) -> None:
-        """Give up."""
+    def give_up(self) -> None:
+        """Ask no more. From any thread, also once the Vsock's has ended."""
+        self._loop.call(self._stop)
+
+    def _stop(self) -> None:
         self._over = True
         self._leave()
 
@@ -70,7 +73,7 @@ class Probe:
                     hello(payload)
                     self._sock.send(frame(PROBE, struct.pack("<H", self._port)))
                 elif kind == END:
-                    self.stop()
+                    self._stop()
                     self._then()
                     return
                 else:  # FAILED: no room for another process, perhaps

@@ -161,7 +161,7 @@ class Waiting:
     def _leave(self) -> None:
         self._exchange.on_end.remove(self._over)
         for probe in self._probes:
-            self._guest.vsock.loop().call(probe.stop)
+            probe.give_up()
 
     @staticmethod
     def _left(deadline: float | None) -> float | None:

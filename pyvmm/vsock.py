@@ -44,7 +44,12 @@ class Vsock:
     """A machine's vsock (``machine.vsock``). Its methods may be called from any thread."""
 
     def __init__(self, channel: _socket.socket) -> None:
-        """``channel`` is the caller's end of the switch channel, and closed with this."""
+        """``channel`` is the caller's end of the switch channel, and closed with this.
+
+        Raises ConnectionError if it is already.
+        """
+        if channel.fileno() < 0:
+            raise _gone()
         self._channel = socket.socket(fileno=channel.detach())
         self._lock = Lock()
         self._loop: Loop | None = None
@@ -55,11 +60,13 @@ class Vsock:
         self._ends: list[Handler] = []
 
     def connect(self, port: int, *, timeout: float = 5.0, kind: int = SOCK_STREAM) -> socket.socket:
-        """Connect to a port of the guest's; ``kind`` may be SOCK_SEQPACKET.
+        """Connect to a port of the guest's (ValueError for what is none); ``kind`` may be
+        SOCK_SEQPACKET.
 
         Returns a Unix socket that is the connection. Raises ConnectionRefusedError if nobody in the
         guest listens there, or the machine has ended; TimeoutError after ``timeout`` seconds.
         """
+        _check(port)
         deadline = time.monotonic() + timeout
         ours, theirs = socket.socketpair(AF_UNIX, kind)
         answer = Line()
@@ -89,8 +96,7 @@ class Vsock:
         EINVAL once the machine has ended. Raises OSError: EADDRINUSE if it is listened on already,
         EMFILE if 1,023 ports are.
         """
-        if not 0 <= port < EVERY_PORT:
-            raise ValueError(f"vsock port {port}: must be 0 to {EVERY_PORT - 1}")
+        _check(port)
         self.loop()
         with self._lock:
             if port in self._listeners:
@@ -167,7 +173,11 @@ class Vsock:
         """Have it served, and closed when this is."""
         with self._lock:
             self._ends.append(entrance.close)
-        entrance.open(self)
+        try:
+            entrance.open(self)
+        except ConnectionError:
+            entrance.close()  # nobody else will
+            raise
 
     def answer_all(self, path: str) -> None:
         """Take the guest's connections to any port P of the host's to the socket ``<path>_P``."""
@@ -287,6 +297,11 @@ class Vsock:
             listeners, self._listeners = self._listeners, {}
         for end in (*ends, *(listener.end for listener in listeners.values())):
             end()
+
+
+def _check(port: int) -> None:
+    if not 0 <= port < EVERY_PORT:
+        raise ValueError(f"vsock port {port}: must be 0 to {EVERY_PORT - 1}")
 
 
 def _number(sock: socket.socket) -> bytes:

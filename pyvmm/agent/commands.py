@@ -23,12 +23,14 @@ def _exec(a: Values) -> int:
         del argv[0]
     if not argv:
         raise UsageError("give a machine's name and a program: see pyvmm exec --help")
+    if a.timeout is not None and a.timeout < 0:
+        raise UsageError(f"--timeout {a.timeout:g}: must be seconds, or 0 for none")
     command = program.Command(
         argv,
         env=dict(variable(word) for word in a.env),
         user=a.user,
         workdir=a.workdir,
-        tty=terminal.size() if a.tty else False,
+        tty=terminal.size(keys=a.interactive) if a.tty else False,
         stdin=a.interactive,
     )
     sock = dial(name)

@@ -9,11 +9,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from ..config import TERMINAL
+from ..errors import UsageError
 from .sources import Signals
 
 
-def size() -> tuple[int, int]:
-    """Its rows and columns; 24 and 80 if there is none."""
+def size(*, keys: bool = False) -> tuple[int, int]:
+    """Its rows and columns; 24 and 80 if there is none.
+
+    Raises UsageError if it is to lend its ``keys`` and stdin is none: the end of a file would have
+    to be typed, and a program that edits its line before then would never see it.
+    """
+    if keys and not os.isatty(0):
+        raise UsageError("stdin is no terminal: leave out --tty (-t)")
     for fd in (0, 1, 2):
         try:
             columns, rows = os.get_terminal_size(fd)

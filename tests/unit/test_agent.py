@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import pyvmm
 from pyvmm.agent import terminal
 from pyvmm.agent.aio import AsyncProcess, exec_async
 from pyvmm.agent.connection import Connection
@@ -521,3 +522,42 @@ def test_terminal_is_restored_whatever_happens() -> None:
     assert termios.tcgetattr(theirs) == before
     os.close(ours)
     os.close(theirs)
+
+
+def test_keys_need_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "isatty", {0: False}.__getitem__)
+    with pytest.raises(UsageError, match=r"^stdin is no terminal: leave out --tty \(-t\)$"):
+        terminal.size(keys=True)
+    monkeypatch.setattr(os, "isatty", {0: True}.__getitem__)
+    assert terminal.size(keys=True) == terminal.size()
+
+
+class TestMachine:
+    """One that does not run."""
+
+    @pytest.mark.parametrize(
+        "act",
+        [
+            lambda m: m.exec(["true"]),
+            lambda m: asyncio.run(m.exec_async(["true"])),
+            lambda m: m.popen(["true"]),
+            lambda m: m.files.read("/x"),
+            lambda m: m.vsock,
+            lambda m: m.wait_for("port=1"),
+            lambda m: m.wait(),
+        ],
+    )
+    def test_not_started(self, act: Callable[[pyvmm.Machine], object]) -> None:
+        with pytest.raises(UsageError) as caught:
+            act(pyvmm.Machine("none"))
+        assert str(caught.value) == (
+            "the machine has not been started: start() it, or use it in a with block"
+        )
+
+    def test_over(self) -> None:
+        machine = pyvmm.Machine("none")
+        machine._channel, theirs = socket.socketpair()
+        theirs.close()
+        machine.kill()
+        with pytest.raises(ConnectionResetError, match="the machine has ended"):
+            _ = machine.vsock

@@ -109,6 +109,12 @@ class TestConnect:
         with pytest.raises(TimeoutError, match=r"port 52: no answer within 0\.01 s"):
             vsock.connect(52, timeout=0.01)
 
+    @pytest.mark.parametrize("port", [-1, EVERY_PORT, 1 << 32])
+    def test_no_port(self, both, port):
+        vsock, _ = both
+        with pytest.raises(ValueError, match="must be 0 to 4294967294"):
+            vsock.connect(port)
+
     def test_the_machine_has_ended(self, both):
         vsock, worker = both
         worker.channel.close()
