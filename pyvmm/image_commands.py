@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from . import disk_cache
 from .arguments import Command, Option, Values
-from .cli import IMAGE_LIMIT, limit, say
+from .cli import say
 from .errors import ImageError, PyvmmError, UsageError
 from .oci import Image, open_image, with_image
 from .oci.limits import parse_limits
@@ -21,6 +21,7 @@ from .oci.reference import parse_name, parse_reference
 from .oci.save import FORMATS, save
 from .oci.store import Name, Store
 from .progress import display, quantity, short
+from .vm_options import IMAGE_LIMIT, limit
 from .whole_file import whole_file
 
 

@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager
 from signal import SIGHUP, SIGINT, SIGQUIT, SIGTERM
 
 from ..arguments import Command, Option, Values
-from ..cli import say, variable, writer
+from ..cli import say, writer
 from ..errors import UsageError
 from ..exchange import Source
+from ..vm_options import variable
 from . import program, terminal
 from .named import dial
 from .process import exec_

@@ -8,9 +8,10 @@ from functools import partial
 from typing import cast
 
 from ..arguments import Command, Option, Values
-from ..cli import VM_OPTIONS, say, vm_options
+from ..cli import say
 from ..errors import BenchmarkError, PyvmmError, UsageError, printable
 from ..options import Options
+from ..vm_options import VM_OPTIONS, vm_options
 from ..whole_file import check_writable, write_text
 from . import bars, export, plot
 from .api import prepared, two
