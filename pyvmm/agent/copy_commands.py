@@ -76,8 +76,8 @@ COMMANDS = (
         "Copy files between this host and a machine; - is a tar archive.",
         _cp,
         (
-            Option("--archive", "", "keep owners, and set-user-ID bits", False),
-            Option("--follow-link", "", "copy what a link SOURCE leads to", False),
+            Option("--archive", "", "keep owners, and set-user-ID bits", False, short="-a"),
+            Option("--follow-link", "", "copy what a link SOURCE leads to", False, short="-L"),
         ),
         words="NAME:SOURCE DESTINATION | SOURCE NAME:DESTINATION",
     ),

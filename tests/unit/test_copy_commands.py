@@ -64,7 +64,7 @@ def test_links_and_owners(cp, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("a")
     cp(f"box:{tmp_path}/link", tmp_path / "1")
     cp("--follow-link", f"box:{tmp_path}/link", tmp_path / "2")
-    cp("--follow-link", "--archive", f"box:{tmp_path}/link", tmp_path / "3")
+    cp("-L", "--archive", f"box:{tmp_path}/link", tmp_path / "3")
     assert os.readlink(tmp_path / "1") == "a"
     assert (tmp_path / "2").lstat().st_mode == 0o100755
     assert (tmp_path / "3").lstat().st_mode == 0o104755
