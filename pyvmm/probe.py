@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
+from .agent.connection import AGENT_PORT
 from .errors import GuestError
 from .exchange import PROBE, frame
 from .results import END, HELLO, Frames, hello
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from .vsock import Vsock
 
-AGENT_PORT = 1024
 RETRY = 0.1  # seconds until another session is tried
 CHUNK = 4096
 

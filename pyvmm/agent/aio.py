@@ -28,19 +28,17 @@ async def exec_async(
         timed_out = False
         try:
             try:
-                done = await asyncio.wait_for(process.wait(), timeout)
+                await asyncio.wait_for(process.wait(), timeout)
             except TimeoutError:
                 timed_out = True
                 await process.kill()
-                done = await asyncio.wait_for(process.wait(), KILL_GRACE)
+                await asyncio.wait_for(process.wait(), KILL_GRACE)
         except TimeoutError:
-            done = process.unfinished()
+            pass  # with the connection the program goes
         finally:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
-    if timed_out:
-        done.exit_code, done.signal, done.timed_out = 124, 0, True
-    return done
+    return process.unfinished(timed_out=timed_out)
 
 
 async def _feed(process: AsyncProcess, data: bytes | None) -> None:
@@ -131,9 +129,9 @@ class AsyncProcess:
         await self._until(lambda: self._session.end)
         return self.unfinished()
 
-    def unfinished(self) -> ExecResult:
+    def unfinished(self, *, timed_out: bool = False) -> ExecResult:
         """What has come so far."""
-        return self._output.complete(result(self._session))
+        return self._output.complete(result(self._session, timed_out=timed_out))
 
     def _room(self) -> int:
         return STDIN_WINDOW - (self._sent - self._session.stdin_taken)

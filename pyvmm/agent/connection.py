@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from socket import socket
 
 from ..errors import GuestError
-from ..exchange import frame
+from ..exchange import CHUNK, frame
 from ..results import END, FAILED, HELLO, Frames, hello
 
 AGENT_PORT = 1024  # the guest's, where its agent listens
-CHUNK = 1 << 16  # what malloc has at hand; more would be mapped, and cleared, each time
 HELLO_LIMIT = 30.0  # seconds for an agent that accepted us to greet
 ENDED = "the machine ended"
 BUSY = "the guest's agent takes no more sessions, or the machine ended"
