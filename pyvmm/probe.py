@@ -76,8 +76,9 @@ class Probe:
                     self._stop()
                     self._then()
                     return
-                else:  # FAILED: no room for another process, perhaps
+                else:  # FAILED: no room for a process, perhaps; no END after it counts
                     data = b""
+                    break
         except (GuestError, struct.error, OSError):
             data = b""
         if not data:
