@@ -132,6 +132,8 @@ class Config(Record):
         _ = self.terminal  # checked there
         if self.hold and (self.command is not None or self.entrypoint is not None):
             raise UsageError("hold starts no program: leave out the command")
+        if self.hold and (self.stdin is not None or self.tty or self.outputs):
+            raise UsageError("hold starts no program: leave out stdin, tty and outputs")
         for key in self.env:
             if not key or "=" in key or "\0" in key + self.env[key]:
                 raise UsageError(f"environment variable {key!r}: not a usable name or value")

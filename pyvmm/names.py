@@ -153,7 +153,7 @@ def _make_way(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise HostError(f"{path} is there and no socket: remove it, or take another name")
+        raise HostError(f"{path} is there and no socket: take another name, or remove it")
     if _owner(path):
         raise HostError(f"{path} is a running machine's: take another name")
     os.unlink(path)

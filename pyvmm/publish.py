@@ -108,8 +108,10 @@ def _parse(word: str) -> Published:
 
 
 def _number(text: str, word: str, least: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and least <= int(text) < 65536):
+    if not (text.isascii() and text.isdecimal()):
         raise UsageError(f"publish {word!r}: {FORM}")
+    if len(text) > 5 or not least <= int(text) < 65536:
+        raise UsageError(f"publish {word!r}: ports are {least} to 65535")
     return int(text)
 
 

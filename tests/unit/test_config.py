@@ -75,6 +75,12 @@ def test_sizes_are_numbers_after_the_check():
         ({"workdir": "relative"}, "workdir 'relative': must be an absolute path"),
         ({"hold": True, "command": ["p"]}, "hold starts no program: leave out the command"),
         ({"hold": True, "entrypoint": ["p"]}, "hold starts no program: leave out the command"),
+        ({"hold": True, "stdin": b""}, "hold starts no program: leave out stdin, tty and outputs"),
+        ({"hold": True, "tty": True}, "hold starts no program: leave out stdin, tty and outputs"),
+        (
+            {"hold": True, "outputs": ["/x"]},
+            "hold starts no program: leave out stdin, tty and outputs",
+        ),
         ({"tty": (0, 80)}, "tty 0 x 80: rows and columns must be 1 to 65535"),
         ({"tty": (24, 65536)}, "tty 24 x 65536: rows and columns must be 1 to 65535"),
         ({"env": {"": "x"}}, "environment variable ''"),

@@ -103,7 +103,7 @@ def test_release_leaves_anothers(place):
 def test_anything_else_stays(place, tmp_path):
     place.mkdir(0o700)
     (place / "web.sock").write_text("precious")
-    with pytest.raises(HostError, match="is there and no socket: remove it, or take another name"):
+    with pytest.raises(HostError, match="is there and no socket: take another name, or remove it"):
         names.claim("web")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.bind(str(tmp_path / "s"))
