@@ -118,6 +118,7 @@ struct vsock_gather {
 struct vsock_scatter {
 	unsigned n, n_iov;
 	uint32_t len;
+	bool full; /* no other buffer can be joined to these */
 	struct {
 		uint8_t *hdr;
 		uint32_t room; /* behind it */

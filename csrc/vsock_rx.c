@@ -52,10 +52,12 @@ static int vsock_scatter(struct vsock *v, struct chain *ch, uint32_t want, bool 
 	int r = 1;
 
 	s->n = s->n_iov = s->len = 0;
+	s->full = false;
 	while (r > 0) {
 		bool whole = ch->iov[0].iov_len >= header;
 		uint32_t room = (uint32_t)MIN(iov_size(ch->iov, ch->n_in) - header, want - s->len);
 
+		s->full = !whole;
 		if (!whole && s->n) {
 			virtq_unpop(&v->dev.vq[QUEUE_RX], 1);
 			break;
@@ -88,7 +90,7 @@ static int vsock_fill(struct vsock *v, struct conn *c, struct chain *ch, uint32_
 
 	if (r > 0 && message && s->len < want) {
 		/* There will be more buffers, unless these are all that a ring can hold. */
-		if (s->n == vq->num || s->n_iov > SCATTER_MAX)
+		if (s->full || s->n == vq->num || s->n_iov > SCATTER_MAX)
 			conn_reset(c);
 		else
 			r = 0;

@@ -104,7 +104,13 @@ bool seqpacket_take(struct conn *c, struct iovec *iov, unsigned n, const struct 
 	}
 	if (hdr->len && !hold(c, iov, n, hdr->len))
 		return false;
-	if (!last || !c->partial)
+	if (!last) {
+		/* What is held counts until its end is there: the rest needs all other credit. */
+		if (c->forwarded != c->forwarded_told)
+			conn_say(c, SAY_CREDIT_UPDATE);
+		return true;
+	}
+	if (!c->partial)
 		return true;
 	len = c->partial - LENGTH;
 	ring_copy(c, c->held_len - c->partial, &len, LENGTH, true);

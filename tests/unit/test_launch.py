@@ -95,7 +95,7 @@ def test_a_worker_has_nothing_of_ours() -> None:
 
 EXPECTED = {
     "0": "/dev/null", "1": "/memfd:pyvmm-worker-log (deleted)",
-    "2": "/memfd:pyvmm-worker-log (deleted)", "3": "socket", "4": "/dev/null", "6": "statm",
+    "2": "/memfd:pyvmm-worker-log (deleted)", "3": "socket", "4": "/dev/null", "6": "statm", "7": "fd",
 }  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def fds_of(pid: int) -> dict[str, str]:
             what = os.readlink(f"/proc/{pid}/fd/{fd}")
         except FileNotFoundError:  # closed meanwhile
             continue
-        found[fd] = {"socket": "socket", "statm": "statm"}.get(
+        found[fd] = {"socket": "socket", "statm": "statm", "fd": "fd"}.get(
             what.partition(":")[0].rpartition("/")[2], what
         )
     return found

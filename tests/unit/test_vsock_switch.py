@@ -483,6 +483,15 @@ class TestSeqpacket:
         assert self.messages(ours) == [data]
         assert ops(guest.received()) == [6]
 
+    def test_credit_for_the_rest_of_a_message(self, caller, guest):
+        """Less than half of it has come back when it begins, and it needs more than the rest."""
+        ours, ports = self.connect(caller)
+        assert guest.ask(**ports, data=bytes(60_000), flags=1) == []
+        assert self.messages(ours) == [bytes(60_000)]
+        (update,) = guest.ask(**ports, data=bytes(50_000))
+        assert (update.op, update.fwd_cnt) == (6, 60_000)
+        assert guest.ask(**ports, data=bytes(50_000)) == []
+
     def test_longer_than_the_credit(self, caller, guest):
         ours, ports = self.connect(caller)
         for _ in range(3):
