@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from socket import socket as Socket
     from typing import Unpack
+    from weakref import WeakSet
 
     from .agent.aio import AsyncProcess
     from .agent.files import Files
@@ -44,6 +45,7 @@ class Guest:
         self._lock = allocate_lock()
         self._followed = False  # somebody does the exchange
         self._follower: Follower | None = None
+        self._sessions: WeakSet[Socket] | None = None  # with the agent
 
     @property
     def _exchange(self) -> Exchange:
@@ -164,11 +166,35 @@ class Guest:
 
         self._until_started()
         try:
-            return self.vsock.connect(AGENT_PORT, timeout=ANSWER)
+            sock = self.vsock.connect(AGENT_PORT, timeout=ANSWER)
+            self._keep(sock)
+            return sock
         except ConnectionError:
             raise GuestError(ENDED) from None
         except TimeoutError:
             raise GuestError(f"the guest's agent did not answer within {ANSWER:g} s") from None
+
+    def _keep(self, sock: Socket) -> None:
+        """Have the session end with the program. In the guest all do but one that the agent has not
+        begun by then, which waits for a next run."""
+        from weakref import WeakSet
+
+        exchange = self._exchange
+        with self._lock:
+            if self._sessions is None:
+                self._sessions = WeakSet()
+                exchange.on_end.append(self._hang_up)
+            self._sessions.add(sock)
+        if exchange.over:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        with self._lock:
+            for sock in self._sessions or ():
+                try:
+                    sock.shutdown(0)  # SHUT_RD: what has come can still be read
+                except OSError:
+                    pass  # it is closed
 
     def _until_started(self) -> None:
         """Wait until the program has started. Raises GuestError if it has not, or has ended."""

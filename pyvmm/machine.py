@@ -250,9 +250,11 @@ class Machine(Guest):
         return result
 
     def _end(self) -> dict[str, Any]:
-        """End the VM; the worker's report."""
+        """End the VM, and all ways in; the worker's report."""
         assert self._worker
         self._worker.stop()
+        if self._vsock:
+            self._vsock.close()
         report = self._worker.report()
         if self._live:
             self._live.finish()

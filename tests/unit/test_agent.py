@@ -11,6 +11,8 @@ import struct
 import termios
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -22,7 +24,7 @@ from pyvmm.agent.process import Process, exec_
 from pyvmm.agent.program import Command, ExecResult
 from pyvmm.agent.sources import Mailbox, Piped, Signals
 from pyvmm.errors import GuestError, UsageError
-from pyvmm.exchange import CONFIG, KILL, RESIZE, STDIN, STDIN_WINDOW, Input, frame
+from pyvmm.exchange import CONFIG, KILL, RESIZE, STDIN, STDIN_WINDOW, Exchange, Input, frame
 from pyvmm.results import (
     END,
     EXIT,
@@ -561,3 +563,18 @@ class TestMachine:
         machine.kill()
         with pytest.raises(ConnectionResetError, match="the machine has ended"):
             _ = machine.vsock
+
+    @pytest.mark.parametrize("late", [False, True])
+    def test_sessions_end_with_the_program(self, late: bool) -> None:
+        """Also those that came too late for the agent, and would wait for ever."""
+        machine = pyvmm.Machine("none")
+        run = machine._exchanging = cast(Exchange, SimpleNamespace(on_end=[], over=late))
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(b"what has come")
+            machine._keep(ours)
+            if not late:
+                (tell,) = run.on_end
+                tell()
+            assert ours.recv(100) == b"what has come"
+            assert ours.recv(100) == b""
