@@ -177,6 +177,11 @@ class WorkerProcess:
         self._meet()
         return None if self._over else self._pid
 
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._log < 0
+
     def _meet(self) -> None:
         """Take the server's first answer."""
         if self._pidfd >= 0 or self._over:

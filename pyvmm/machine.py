@@ -70,7 +70,7 @@ class Machine(Guest):
         self._repeat = repeat
         self._ready = False  # for another run
         self._worker: WorkerProcess | None = None
-        self._stopped = False
+        self._stopped = self._waited = False
         self._results: socket | None = None
         self._entrances: Entrances | None = None
         self._console: console.Console | None = None
@@ -208,9 +208,14 @@ class Machine(Guest):
 
         A time-out is a Result (``timed_out``, exit code 124) with all that arrived before it.
         With ``repeat``, `Result` lacks what only a VM's end tells: exits, marks, timeline, walls.
-        Raises GuestError if guest or worker ended early, HostError if this host cannot run it.
+        Raises GuestError if guest or worker ended early, HostError if this host cannot run it. Call
+        it once; further runs are again()'s.
         """
-        return self._result(self._run())
+        if self._waited or (self._worker and self._worker.closed):
+            raise GuestError("the machine has ended: wait() for it once, before that")
+        complete = self._run()
+        self._waited = True
+        return self._result(complete)
 
     def again(self) -> Result:
         """Run the program again in the same VM, after a wait() or again() of one with ``repeat``.

@@ -66,7 +66,7 @@ class Vsock:
         Returns a Unix socket that is the connection. Raises ConnectionRefusedError if nobody in the
         guest listens there, or the machine has ended; TimeoutError after ``timeout`` seconds.
         """
-        _check(port)
+        _check(port, kind)
         deadline = time.monotonic() + timeout
         ours, theirs = socket.socketpair(AF_UNIX, kind)
         answer = Line()
@@ -96,7 +96,7 @@ class Vsock:
         EINVAL once the machine has ended. Raises OSError: EADDRINUSE if it is listened on already,
         EMFILE if 1,023 ports are.
         """
-        _check(port)
+        _check(port, kind)
         self.loop()
         with self._lock:
             if port in self._listeners:
@@ -299,9 +299,11 @@ class Vsock:
             end()
 
 
-def _check(port: int) -> None:
+def _check(port: int, kind: int) -> None:
     if not 0 <= port < EVERY_PORT:
         raise ValueError(f"vsock port {port}: must be 0 to {EVERY_PORT - 1}")
+    if kind not in (SOCK_STREAM, SOCK_SEQPACKET):
+        raise ValueError(f"vsock socket of kind {kind}: must be SOCK_STREAM or SOCK_SEQPACKET")
 
 
 def _number(sock: socket.socket) -> bytes:

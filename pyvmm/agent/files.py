@@ -18,6 +18,7 @@ from .tree import CP, EXACT, FOLLOW, GET, INTO, MAKE, PUT, WORD, Entry, Sender, 
 from .walk import Walk
 
 Path = str | os.PathLike[str]
+Data = bytes | bytearray | memoryview
 
 READ_LIMIT = 256 << 20  # bytes
 PATH_MAX = 4095  # bytes, Linux's
@@ -45,14 +46,14 @@ class Files:
         self._get(path, Contents(os.fspath(path), parts.append, limit), follow=True)
         return b"".join(parts)
 
-    def write(self, path: Path, data: bytes | BinaryIO, mode: int = 0o644) -> None:
+    def write(self, path: Path, data: Data | BinaryIO, mode: int = 0o644) -> None:
         """Write a file, as open(2) would: one that is there stays the same file, with its mode and
         owner, links are followed, and a new one is root's and has ``mode``."""
         with self._connect() as connection:
             sender = _put(connection, path, EXACT)
             sender.entry(Entry(b"file", stat.S_IFREG | mode))
-            if isinstance(data, bytes):
-                sender.data(data)
+            if isinstance(data, Data):
+                sender.data(bytes(data))
             else:
                 while part := data.read(CHUNK):
                     sender.data(part)

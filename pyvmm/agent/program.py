@@ -10,9 +10,11 @@ from ..config import terminal
 from ..errors import GuestError, UsageError
 from ..exchange import config_frame
 from ..record import Record, field
-from ..results import Session, Usage
+from ..results import HEADER, Session, Usage
 from .connection import BUSY, ENDED
 from .sources import resize_frame
+
+OPENING_MAX = 16 << 20  # bytes, of CONFIG (docs/protocol.md)
 
 
 class Command(Record):
@@ -36,11 +38,16 @@ class Command(Record):
         if self.workdir is not None and not self.workdir.startswith("/"):
             raise UsageError(f"workdir {self.workdir!r}: must be an absolute path in the guest")
         terminal(self.tty)
+        if (size := len(self.frame()) - HEADER.size) > OPENING_MAX:
+            raise UsageError(
+                f"exec: arguments and environment of {size} bytes: at most {OPENING_MAX}"
+            )
 
     def resize(self, rows: int, columns: int) -> bytes:
         """Its terminal's new size. Raises UsageError if it has none: the session would end."""
         if not self.tty:
             raise UsageError("the program has no terminal")
+        terminal((rows, columns))
         return resize_frame(rows, columns)
 
     def frame(self) -> bytes:

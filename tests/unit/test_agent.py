@@ -127,6 +127,10 @@ class TestCommand:
             ({"argv": "ls -l"}, "exec: give the program and its arguments as a list"),
             ({"argv": []}, "exec: give the program and its arguments as a list"),
             (
+                {"argv": ["p" * (16 << 20)]},
+                "exec: arguments and environment of 16777233 bytes: at most 16777216",
+            ),
+            (
                 {"argv": ["p"], "env": {"a=b": "c"}},
                 "environment variable 'a=b': not a usable name or value",
             ),
@@ -297,6 +301,10 @@ class TestProcess:
             with pytest.raises(ValueError, match=rf"^signal {number}: must be 1 to 64$"):
                 process.kill(number)
             assert process.wait().exit_code == 0
+
+    def test_what_is_no_size(self) -> None:
+        with pytest.raises(UsageError, match=r"^tty 0 x 70000: rows and columns must be 1 to 6"):
+            Command(["p"], tty=True).resize(0, 70000)
 
     def test_resize_without_a_terminal(self, start: Start) -> None:
         sock, _ = start(GREETING, BEGUN, CONFIG, over())
@@ -563,6 +571,12 @@ class TestMachine:
         machine.kill()
         with pytest.raises(ConnectionResetError, match="the machine has ended"):
             _ = machine.vsock
+
+    def test_waited_for(self) -> None:
+        machine = pyvmm.Machine("none")
+        machine._waited = True
+        with pytest.raises(GuestError, match=r"^the machine has ended: wait\(\) for it once"):
+            machine.wait()
 
     @pytest.mark.parametrize("late", [False, True])
     def test_sessions_end_with_the_program(self, late: bool) -> None:

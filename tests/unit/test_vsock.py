@@ -115,6 +115,11 @@ class TestConnect:
         with pytest.raises(ValueError, match="must be 0 to 4294967294"):
             vsock.connect(port)
 
+    def test_no_kind(self, both):
+        vsock, _ = both
+        with pytest.raises(ValueError, match="kind 2: must be SOCK_STREAM or SOCK_SEQPACKET"):
+            vsock.connect(9, kind=socket.SOCK_DGRAM)
+
     def test_the_machine_has_ended(self, both):
         vsock, worker = both
         worker.channel.close()
