@@ -20,7 +20,7 @@ import pyvmm
 
 IMAGE = IMAGES / "shell"
 WEB, ECHO, NONE = range(3)  # of the published ports
-DATA = random.Random(7).randbytes(10_000_000)
+DATA = random.Random(7).randbytes(2_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +109,9 @@ def test_both_ways_and_half_closed(served: pyvmm.Machine) -> None:
         sending.result()
 
 
-def test_a_hundred_at_once(served: pyvmm.Machine) -> None:
+def test_many_at_once(served: pyvmm.Machine) -> None:
     socks = []
-    for number in range(100):
+    for number in range(20):
         socks.append(dial(served, ECHO))
         socks[-1].sendall(b"client %3d" % number)
         assert read(socks[-1], 10) == b"client %3d" % number
@@ -135,8 +135,8 @@ def test_the_server_has_gone(served: pyvmm.Machine) -> None:
 
 def test_not_ready(held: pyvmm.Machine) -> None:
     with pytest.raises(pyvmm.GuestError) as caught:
-        held.wait_for(["exec=true", "port=9", "log=never"], timeout=5)
-    assert str(caught.value) == "not ready within 5 s: port=9, log=never"
+        held.wait_for(["port=9", "log=never"], timeout=1)
+    assert str(caught.value) == "not ready within 1 s: port=9, log=never"
 
 
 def test_ready(held: pyvmm.Machine) -> None:
