@@ -32,6 +32,7 @@ SOURCES = (
     HERE / "make_images.py",
     HERE / "probe.c",
     HERE / "hostile.c",
+    HERE / "vsock.c",
     HERE / "facts",
     HERE / "tree_images.py",
     HERE / "tree_layers.py",
@@ -67,7 +68,8 @@ def make(target: Path) -> None:
     root = layer(*tree(probe.read_bytes()))
     images.layout(target / "shell", root, Cmd=["/bin/sh"])
     facts = {"Env": ["MY_VAR=test_value"], "WorkingDir": "/app", "Cmd": ["facts"]}
-    hostile(target / "hostile", root)
+    with_program(target / "hostile", root)
+    with_program(target / "vsock", root)
     images.layout(target / "numbers", root, User="1000:1000", **facts)
     images.layout(target / "names", root, User="app", **facts)
     images.layout(target / "docker-rules", root, Entrypoint=["echo", "from"], Cmd=["the", "image"])
@@ -85,10 +87,12 @@ def make(target: Path) -> None:
     (target / "flood.json").write_text(json.dumps(flood(probe)))
 
 
-def hostile(path: Path, root: bytes) -> None:
-    program = path.with_suffix(".program")
-    run("gcc", "-static", "-O2", "-Wall", "-Werror", "-s", "-o", program, HERE / "hostile.c")
-    images.layout(path, root, layer(file("bin/hostile", program.read_bytes(), mode=0o755)))
+def with_program(path: Path, root: bytes) -> None:
+    """The C program of the image's name, in /bin."""
+    program, source = path.with_suffix(".program"), HERE / f"{path.name}.c"
+    words = ("-static", "-O2", "-Wall", "-Werror", "-s")
+    run("gcc", *words, "-o", program, source)
+    images.layout(path, root, layer(file(f"bin/{path.name}", program.read_bytes(), mode=0o755)))
     program.unlink()
 
 
