@@ -93,7 +93,7 @@ struct conn {
 	unsigned say;	  /* SAY_* */
 	bool readable;	  /* there may be something to read */
 	bool half_closed; /* an end of file is to be read, then */
-	bool hung_up, host_eof;
+	bool hung_up, told_gone, host_eof;
 	uint32_t peer_alloc, peer_fwd, sent;
 	uint32_t next_len; /* of the message that waits for that much credit */
 	/* guest -> host */

@@ -87,6 +87,17 @@ static void conn_pass_shutdown(struct conn *c)
 		shutdown(c->ev.fd, c->guest_shutdown & SHUTDOWN_SEND ? SHUT_WR : SHUT_RD);
 }
 
+/* Tell a guest that may still send of a host that has gone, where no end of file will be read that
+ * does. */
+static void conn_tell_gone(struct conn *c)
+{
+	if (c->state != CONN_LINKED || !c->hung_up || c->told_gone ||
+	    c->guest_shutdown & SHUTDOWN_SEND || !(c->host_eof || c->guest_shutdown & SHUTDOWN_RCV))
+		return;
+	c->host_eof = true;
+	conn_say(c, SAY_SHUTDOWN);
+}
+
 static void conn_event(struct event *ev, uint32_t events)
 {
 	struct conn *c = (struct conn *)ev;
@@ -115,6 +126,7 @@ static void conn_event(struct event *ev, uint32_t events)
 			conn_reset(c);
 	} else if (c->state == CONN_LINKED) {
 		conn_pass_shutdown(c);
+		conn_tell_gone(c);
 		if (conn_has_more(c))
 			vsock_line_up(c);
 	}
@@ -199,8 +211,10 @@ bool conn_next(struct conn *c, struct vsock_hdr *hdr)
 		i++;
 	c->say &= ~(1u << i);
 	*hdr = conn_header(c, ops[i]);
-	if (ops[i] == OP_SHUTDOWN)
+	if (ops[i] == OP_SHUTDOWN) {
+		c->told_gone = c->hung_up;
 		hdr->flags = c->hung_up ? SHUTDOWN_RCV | SHUTDOWN_SEND : SHUTDOWN_SEND;
+	}
 	if (ops[i] == OP_RST)
 		conn_free(c);
 	return true;
@@ -252,6 +266,7 @@ void conn_packet(struct conn *c, const struct vsock_hdr *hdr, struct iovec *iov,
 	case OP_SHUTDOWN:
 		c->guest_shutdown |= hdr->flags & (SHUTDOWN_RCV | SHUTDOWN_SEND);
 		conn_pass_shutdown(c);
+		conn_tell_gone(c);
 		return;
 	case OP_CREDIT_REQUEST:
 		conn_say(c, SAY_CREDIT_UPDATE);

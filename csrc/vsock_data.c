@@ -32,8 +32,8 @@ bool conn_may_send(const struct conn *c)
 {
 	uint32_t credit = conn_credit(c);
 
-	return c->state == CONN_LINKED && c->readable && credit && credit >= c->next_len &&
-	       !(c->guest_shutdown & SHUTDOWN_RCV);
+	return c->state == CONN_LINKED && c->readable && !c->host_eof && credit &&
+	       credit >= c->next_len && !(c->guest_shutdown & SHUTDOWN_RCV);
 }
 
 void conn_forwarded(struct conn *c, uint32_t n)
@@ -158,9 +158,10 @@ uint32_t conn_fill(struct conn *c, struct iovec *iov, unsigned n, uint32_t len)
 	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
 	ssize_t got;
 
+	/* That the peer left with data unread is said first, and once; what it sent comes then. */
 	do
 		got = recvmsg(c->ev.fd, &msg, MSG_DONTWAIT);
-	while (got < 0 && errno == EINTR);
+	while (got < 0 && (errno == EINTR || errno == ECONNRESET));
 	if (got > 0) {
 		/* Fewer were all (epoll(7)), unless descriptors among them made an end, or there is
 		 * an end of file behind them. */

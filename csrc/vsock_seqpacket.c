@@ -125,6 +125,6 @@ ssize_t seqpacket_next(const struct conn *c)
 
 	do
 		n = recv(c->ev.fd, NULL, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
-	while (n < 0 && errno == EINTR);
+	while (n < 0 && (errno == EINTR || errno == ECONNRESET)); /* see conn_fill() */
 	return n;
 }

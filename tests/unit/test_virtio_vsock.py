@@ -721,6 +721,29 @@ class TestNoBusyLoop:
         host.close()
         assert bare.idle()
 
+    def test_hung_up_after_half_close(self, connected):
+        """A guest that may still send is told that nobody reads any more."""
+        guest, host = connected
+        host.shutdown(socket.SHUT_WR)
+        guest.machine.run()
+        assert [packet.flags for packet in guest.received()] == [SEND]
+        host.close()
+        assert guest.idle()
+        assert [packet.flags for packet in guest.received()] == [SEND | RCV]
+
+    def test_hung_up_with_data_unread(self, connected):
+        """That is an error of the socket's (ECONNRESET); what the host sent comes all the same."""
+        guest, host = connected
+        guest.send(data=b"unread")
+        host.send(b"last")
+        host.close()
+        assert guest.idle()
+        packets = guest.received()
+        assert [(packet.op, packet.flags, packet.data) for packet in packets] == [
+            (RW, 0, b"last"),
+            (SHUTDOWN, SEND | RCV, b""),
+        ]
+
     def test_both_half_closed(self, connected):
         guest, host = connected
         host.shutdown(socket.SHUT_WR)
