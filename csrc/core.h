@@ -78,6 +78,7 @@ void virtq_unpop(struct virtq *vq, unsigned n);
 void virtq_put(struct virtq *vq, uint16_t head, uint32_t len);
 void virtq_publish(struct virtq *vq);
 void virtq_push(struct virtq *vq, uint16_t head, uint32_t len);
+bool virtq_waits(const struct virtq *vq);
 bool virtq_rearm(struct virtq *vq, uint16_t more);
 bool virtq_wants_interrupt(struct virtq *vq);
 
@@ -205,7 +206,8 @@ struct vm {
 	uint32_t round;		    /* of the loop */
 	struct virtio_dev *lingers; /* wants quiet() when nothing happens for linger_ms */
 	int linger_ms;
-	struct event wake; /* ends the io thread */
+	unsigned linger_rounds; /* of other events, since it has looked */
+	struct event wake;	/* ends the io thread */
 	struct filter filters[VM_THREAD_KINDS];
 	struct gate gate;
 	pthread_t io_thread;

@@ -10,7 +10,8 @@
 
 #include "core.h"
 
-#define MAX_EVENTS 32 /* a round */
+#define MAX_EVENTS    32 /* a round */
+#define LINGER_ROUNDS 8
 
 static void loop_wake(struct event *ev, uint32_t events)
 {
@@ -76,6 +77,13 @@ int vm_poll(struct vm *vm, int timeout_ms)
 		 * meant: events stay where they are, what they stand for does not. */
 		if (ev->fd >= 0 && ev->added != vm->round)
 			ev->fn(ev, all[i].events);
+	}
+	/* Others may leave no quiet moment. */
+	if (vm->lingers && ++vm->linger_rounds >= LINGER_ROUNDS) {
+		dev = vm->lingers;
+		vm->lingers = NULL;
+		vm->linger_rounds = 0;
+		virtio_quiet(dev);
 	}
 	return n;
 }

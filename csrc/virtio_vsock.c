@@ -137,6 +137,7 @@ static void vsock_serve_tx(struct vsock *v)
 	struct chain ch;
 	int r = 0;
 
+	v->dev.vm->linger_rounds = 0;
 	do {
 		/* A packet makes at most one reset: with the line full, wait for RX to empty it. */
 		while (v->n_resets < MAX_RESETS && (r = virtq_pop(v->dev.vm, vq, &ch)) > 0) {
@@ -154,19 +155,6 @@ static void vsock_serve_tx(struct vsock *v)
 		virtio_break(&v->dev);
 	else if ((uint16_t)(vq->used_idx - vq->signalled) >= vq->num / 4)
 		virtio_notify(&v->dev, vq);
-}
-
-/* The driver has said nothing for a moment: it may be waiting for us. */
-static void vsock_quiet(struct virtio_dev *dev)
-{
-	struct vsock *v = (struct vsock *)dev;
-
-	if (!vsock_may_serve(v, QUEUE_TX))
-		return;
-	v->streamed = 0;
-	vsock_serve_tx(v);
-	virtio_notify(dev, &dev->vq[QUEUE_TX]);
-	vsock_run(v);
 }
 
 /* Tell the driver that its connections are gone, once there is a buffer to tell it in. */
@@ -205,7 +193,7 @@ static void vsock_linger(struct vsock *v)
 }
 
 /* Serve RX, and TX if it waited for that, until neither can go on. */
-void vsock_run(struct vsock *v)
+static void vsock_go_on(struct vsock *v)
 {
 	vsock_serve_event(v);
 	vsock_serve_rx(v);
@@ -216,13 +204,34 @@ void vsock_run(struct vsock *v)
 	vsock_linger(v);
 }
 
+/* The host has done something. What the guest put off telling us is looked at, too. */
+void vsock_run(struct vsock *v)
+{
+	if (v->put_off && vsock_may_serve(v, QUEUE_TX) && virtq_waits(&v->dev.vq[QUEUE_TX]))
+		vsock_serve_tx(v);
+	vsock_go_on(v);
+}
+
 static void vsock_serve(struct virtio_dev *dev, unsigned q)
 {
 	struct vsock *v = (struct vsock *)dev;
 
 	if (q == QUEUE_TX)
 		vsock_serve_tx(v);
-	vsock_run(v);
+	vsock_go_on(v);
+}
+
+/* The driver has said nothing for a moment: it may be waiting for us. */
+static void vsock_quiet(struct virtio_dev *dev)
+{
+	struct vsock *v = (struct vsock *)dev;
+
+	if (!vsock_may_serve(v, QUEUE_TX))
+		return;
+	v->streamed = 0;
+	vsock_serve_tx(v);
+	virtio_notify(dev, &dev->vq[QUEUE_TX]);
+	vsock_go_on(v);
 }
 
 /* Forget all that the driver knows of, not what it has yet to hear of. */

@@ -170,6 +170,12 @@ void virtq_push(struct virtq *vq, uint16_t head, uint32_t len)
 	virtq_publish(vq);
 }
 
+/* Is there a chain to be taken? */
+bool virtq_waits(const struct virtq *vq)
+{
+	return avail_idx(vq) != vq->last_avail;
+}
+
 /* Ask for a kick when there are more than `more` chains, where the driver can do that; true if
  * there is one already and the queue must be served on. */
 bool virtq_rearm(struct virtq *vq, uint16_t more)
@@ -178,7 +184,7 @@ bool virtq_rearm(struct virtq *vq, uint16_t more)
 		ring_store(vq->used + 4 + 8 * vq->num, (uint16_t)(vq->last_avail + more));
 		atomic_thread_fence(memory_order_seq_cst);
 	}
-	return avail_idx(vq) != vq->last_avail;
+	return virtq_waits(vq);
 }
 
 /* Virtio 1.2 §2.7.7: does the driver want to hear of what was pushed since it last did? */

@@ -805,6 +805,58 @@ class TestDeviceReset:
         assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.fixture
+def streaming():
+    """``(guest, host's socket)`` after so much from the guest that its kicks are put off."""
+    with Machine(64 << 20) as machine:
+        guest = Guest(machine, VERSION_1 | EVENT_IDX)
+        guest.post()
+        host = guest.offer()
+        guest.connect()
+        for _ in range(17):
+            guest.queue_packet(Packet(data=bytes(MAX_PACKET)))
+            guest.tx.kick()
+            assert lib.vm_poll(machine.core, -1) == 1
+            assert len(drain(host)) == MAX_PACKET
+        # Of packets of 64 KiB one more than is here: half of Linux's window.
+        assert guest.tx.avail_event == guest.tx.avail_idx + 1
+        yield guest, host
+        guest.close()
+
+
+class TestKicksPutOff:
+    """What the guest has not kicked for is seen all the same."""
+
+    def put_off(self, streaming) -> None:
+        guest, host = streaming
+        guest.queue_packet(Packet(data=b"!"))
+        assert drain(host) == b""
+
+    def test_after_a_quiet_moment(self, streaming):
+        guest, host = streaming
+        self.put_off(streaming)
+        assert lib.vm_poll(guest.machine.core, -1) == 1
+        assert drain(host) == b"!"
+        assert guest.tx.avail_event == guest.tx.avail_idx
+
+    def test_when_its_host_does_something(self, streaming):
+        guest, host = streaming
+        self.put_off(streaming)
+        host.send(b"?")
+        assert lib.vm_poll(guest.machine.core, -1) == 1
+        assert drain(host) == b"!"
+
+    def test_when_others_leave_no_quiet_moment(self, streaming):
+        guest, host = streaming
+        self.put_off(streaming)
+        rounds = 0
+        while not (seen := drain(host)):
+            guest.event.kick()
+            assert lib.vm_poll(guest.machine.core, -1) == 1
+            rounds += 1
+        assert (seen, rounds) == (b"!", 7)  # the first of eight was that of the last kick
+
+
 def test_random_traffic_on_several_connections(guest):
     """All data arrives, in order, both ways, whatever the order of what each side does."""
     rng = random.Random(3)
