@@ -95,7 +95,8 @@ def test_a_worker_has_nothing_of_ours() -> None:
 
 EXPECTED = {
     "0": "/dev/null", "1": "/memfd:pyvmm-worker-log (deleted)",
-    "2": "/memfd:pyvmm-worker-log (deleted)", "3": "socket", "4": "/dev/null", "6": "statm", "7": "fd",
+    "2": "/memfd:pyvmm-worker-log (deleted)", "3": "socket", "4": "/dev/null",
+    "6": "statm", "7": "fd",
 }  # fmt: skip
 
 
