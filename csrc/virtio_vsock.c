@@ -122,7 +122,7 @@ static void vsock_packet(struct vsock *v, struct chain *ch)
  * looks after a moment (vsock_quiet()). */
 static uint16_t vsock_put_off(const struct vsock *v, unsigned packets, uint32_t bytes)
 {
-	if (v->streamed < STREAM || !bytes)
+	if (v->streamed < STREAM || !packets || !bytes)
 		return 0;
 	return (uint16_t)MIN(v->dev.vq[QUEUE_TX].num / 4, WINDOW / 2 / (bytes / packets + 1));
 }
