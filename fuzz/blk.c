@@ -3,6 +3,7 @@
  * virtio-blk: requests, in the order in which they are used, against a disk that is an array. The
  * base file must stay as it is where there is an overlay.
  */
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -30,7 +31,7 @@ static int base_fd;
 
 static int file_of(uint64_t bytes)
 {
-	int fd = keep_fd(memfd_create("disk", 0));
+	int fd = keep_fd(memfd_create("disk", MFD_ALLOW_SEALING));
 
 	check(!ftruncate(fd, (off_t)bytes), "ftruncate");
 	return fd;
@@ -49,6 +50,10 @@ void target_begin(void)
 	base_fd = file_of(base_size);
 	if (has_overlay)
 		overlay = file_of(size);
+	if (has_overlay && options & 16) { /* that cannot be written */
+		check(!fcntl(overlay, F_ADD_SEALS, F_SEAL_WRITE), "F_SEAL_WRITE");
+		hostile = true;
+	}
 	memset(base, 0, sizeof(base));
 	for (uint64_t i = 0; i < MIN(base_size, MODEL); i++)
 		base[i] = (uint8_t)(1 + i % 251);

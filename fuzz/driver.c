@@ -51,12 +51,13 @@ static void store16(uint64_t gpa, uint16_t v)
 
 /* ---- the arena: first fit ---- */
 
-/* What waits to be written leaves room for what is to be read, or there would be no progress. */
+/* What is only to be written has one half, all else the other: if one waits for the other to move,
+ * that has room. */
 static bool arena_take(struct given *g, uint32_t bytes, bool in_only)
 {
-	uint32_t want = (bytes + UNIT - 1) / UNIT, run = 0;
+	uint32_t want = (bytes + UNIT - 1) / UNIT, run = 0, end = in_only ? UNITS / 2 : UNITS;
 
-	for (uint32_t u = 0; u < (in_only ? UNITS / 4 * 3 : UNITS); u++) {
+	for (uint32_t u = in_only ? 0 : UNITS / 2; u < end; u++) {
 		run = unit_used[u] ? 0 : run + 1;
 		if (run < want)
 			continue;
@@ -176,14 +177,18 @@ static struct desc part(const uint8_t *buffer, uint32_t len, unsigned i, unsigne
 			     0};
 }
 
-static void publish(struct queue *vq, uint16_t head)
+static void publish(struct queue *vq, uint16_t head, bool late)
 {
 	store16(vq->avail + 4 + 2 * (vq->avail_idx & (vq->num - 1)), head);
-	store16(vq->avail + 2, ++vq->avail_idx);
+	vq->avail_idx++;
+	vq->late = late;
+	if (!late)
+		store16(vq->avail + 2, vq->avail_idx);
 }
 
 /* Give the device `out` to read and in_len bytes to write, in as many pieces as `shape` says (1 to
- * 8 each; 0x80: by an indirect table). Returns the chain's head, or NO_CHAIN if there is no room.
+ * 8 each; 0x40: while the device looks; 0x80: by an indirect table). Returns the chain's head, or
+ * NO_CHAIN if there is no room.
  */
 int give(unsigned slot, unsigned q, const void *out, uint32_t out_len, uint32_t in_len,
 	 uint8_t shape)
@@ -231,24 +236,32 @@ int give(unsigned slot, unsigned q, const void *out, uint32_t out_len, uint32_t 
 	for (unsigned i = 0; i < need; i++)
 		memcpy(low + vq->desc + sizeof(struct desc) * g->descs[i], &descs[i],
 		       sizeof(struct desc));
-	publish(vq, head);
+	publish(vq, head, shape & 0x40);
+	if (vq->late)
+		watch_ring(slot, q, below(8));
 	return head;
 }
 
-/* Tell the device, if it wants to hear of what was given since it was last told. */
-void kick(unsigned slot, unsigned q)
+/* Tell the device, if it wants to hear of what was given since it was last told; whether it did. */
+bool kick(unsigned slot, unsigned q)
 {
 	struct queue *vq = &devices[slot].queue[q];
+	uint16_t before, event;
 	uint64_t one = 1;
 
-	if (vq->event_idx && vq->num) {
-		uint16_t event = load16(vq->used + 4 + 8 * vq->num), now = vq->avail_idx;
-
-		if (!hostile && (uint16_t)(now - event - 1) >= (uint16_t)(now - vq->kicked))
-			return;
+	if (vq->late) {
+		vq->late = false;
+		store16(vq->avail + 2, vq->avail_idx);
 	}
-	vq->kicked = vq->avail_idx;
+	before = vq->kicked;
+	vq->kicked = vq->avail_idx; /* whether told or not: it is not asked again */
+	if (vq->event_idx && vq->num && !hostile) {
+		event = load16(vq->used + 4 + 8 * vq->num);
+		if ((uint16_t)(vq->kicked - event - 1) >= (uint16_t)(vq->kicked - before))
+			return false;
+	}
 	check(write(devices[slot].kick[q], &one, sizeof(one)) == sizeof(one), "a kick");
+	return true;
 }
 
 /* The interrupt handler: all queues' used elements, and whether to hear of the next. */
@@ -418,7 +431,7 @@ void hostile_op(void)
 
 		memcpy(low + vq->desc + sizeof(d) * head, &d, sizeof(d));
 		if (below(2))
-			publish(vq, head);
+			publish(vq, head, false);
 		break;
 	}
 	case 4: /* a register at any time */

@@ -33,10 +33,12 @@ uint8_t *low, *high, may_write[LOW_SIZE];
 bool hostile, in_device, goal_met;
 
 static const uint8_t *at, *end;
-static struct {
+static struct watched {
 	uint8_t *place;
-	unsigned size, loads;
+	unsigned size, times;
 	uint64_t value;
+	struct queue *queue; /* or, NULL, a value */
+	unsigned slot, q;
 } watched[MAX_WATCH];
 static unsigned n_watched;
 static int kept[MAX_FDS];
@@ -93,15 +95,33 @@ static uint8_t *guarded(size_t size)
 	return all + GUARD;
 }
 
-/* Have memory change just before the `loads`th load from there. */
-void watch(uint8_t *place, unsigned size, unsigned loads, uint64_t value)
+/* Have memory change just before the device loads it for that time (or stores there). */
+void watch(uint8_t *place, unsigned size, unsigned times, uint64_t value)
 {
 	unsigned i = n_watched < MAX_WATCH ? n_watched++ : 0;
 
-	watched[i].place = place;
-	watched[i].size = size;
-	watched[i].loads = loads;
-	watched[i].value = value;
+	watched[i] = (struct watched){place, size, times, value, NULL, 0, 0};
+}
+
+/* Have the driver give what it put off just before the device looks for the next, or says when it
+ * wants to hear of that. */
+void watch_ring(unsigned slot, unsigned q, unsigned times)
+{
+	struct queue *vq = &devices[slot].queue[q];
+	uint8_t *place = low + (times & 1 ? vq->avail + 2 : vq->used + 4 + 8 * vq->num);
+	unsigned i = n_watched < MAX_WATCH ? n_watched++ : 0;
+
+	watched[i] = (struct watched){place, 2, 1 + times / 2, 0, vq, slot, q};
+}
+
+static void change(const struct watched *w)
+{
+	in_device = false;
+	if (!w->queue)
+		memcpy(w->place, &w->value, w->size);
+	else if (w->queue->late)
+		kick(w->slot, w->q);
+	in_device = true;
 }
 
 static bool ours(const uint8_t *p)
@@ -109,27 +129,30 @@ static bool ours(const uint8_t *p)
 	return (p >= low && p < low + LOW_SIZE) || (p >= high && p < high + HIGH_SIZE);
 }
 
+static void touches(const uint8_t *p, size_t size)
+{
+	for (unsigned i = 0; i < n_watched; i++) {
+		struct watched *w = &watched[i];
+
+		if (w->times && p + size > w->place && p < w->place + w->size && !--w->times)
+			change(w);
+	}
+}
+
 static void loads(const void *place, size_t size)
 {
-	const uint8_t *p = place;
-
-	if (!in_device || !n_watched || !ours(p))
-		return;
-	for (unsigned i = 0; i < n_watched; i++) {
-		if (!watched[i].loads || p + size <= watched[i].place ||
-		    p >= watched[i].place + watched[i].size || --watched[i].loads)
-			continue;
-		in_device = false;
-		memcpy(watched[i].place, &watched[i].value, watched[i].size);
-		in_device = true;
-	}
+	if (in_device && ours(place))
+		touches(place, size);
 }
 
 static void stores(const void *place, size_t size)
 {
 	const uint8_t *p = place;
 
-	if (!in_device || hostile || !ours(p))
+	if (!in_device || !ours(p))
+		return;
+	touches(p, size);
+	if (hostile)
 		return;
 	check(p >= low && size <= (size_t)(low + LOW_SIZE - p), "a write over memory's end");
 	for (size_t i = 0; i < size; i++)
@@ -340,8 +363,16 @@ bool turn(unsigned rounds)
 void settle(void)
 {
 	uint64_t count;
+	bool late;
 
-	check(turn(SPIN_LIMIT), "the loop spins");
+	do {
+		check(turn(SPIN_LIMIT), "the loop spins");
+		late = false;
+		for (unsigned slot = 0; slot < vm->n_devices; slot++)
+			for (unsigned q = 0; q < VIRTIO_MAX_QUEUES; q++)
+				if (devices[slot].queue[q].late)
+					late |= kick(slot, q);
+	} while (late);
 	for (unsigned slot = 0; slot < vm->n_devices; slot++) {
 		struct device *d = &devices[slot];
 

@@ -57,6 +57,7 @@ struct queue {
 	bool event_idx, indirect;
 	bool wants_interrupts, armed; /* from the next collect() on; now */
 	uint16_t avail_idx, kicked, seen;
+	bool late; /* the last is given while the device looks */
 	unsigned n_free;
 	uint16_t free[VQ_SIZE];
 	struct given given[VQ_SIZE];
@@ -100,7 +101,8 @@ uint32_t reg_read(unsigned slot, uint32_t reg);
 void reg_write(unsigned slot, uint32_t reg, uint32_t value);
 bool turn(unsigned rounds);
 void settle(void);
-void watch(uint8_t *place, unsigned size, unsigned loads, uint64_t value);
+void watch(uint8_t *place, unsigned size, unsigned times, uint64_t value);
+void watch_ring(unsigned slot, unsigned q, unsigned times);
 
 /* ---- driver.c ---- */
 
@@ -109,7 +111,7 @@ void start_any(unsigned slot);
 void stop(unsigned slot);
 int give(unsigned slot, unsigned q, const void *out, uint32_t out_len, uint32_t in_len,
 	 uint8_t shape);
-void kick(unsigned slot, unsigned q);
+bool kick(unsigned slot, unsigned q);
 void collect(unsigned slot, void (*took)(unsigned q, struct given *g, uint32_t len));
 void hostile_op(void);
 void drivers_reset(void);

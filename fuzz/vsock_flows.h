@@ -43,8 +43,8 @@ struct flow {
 	uint32_t host_port, guest_port;
 	/* the guest's end */
 	enum guest_state guest;
-	bool refused;	    /* it got an RST */
 	uint64_t tx, rx;    /* bytes sent and received */
+	uint64_t message;   /* where the one begins that it sends */
 	uint32_t fwd, told; /* of those received: read; and said so */
 	uint32_t alloc, peer_alloc, peer_fwd;
 	uint32_t shut, peer_shut; /* SHUTDOWN_* sent and received */
@@ -78,10 +78,11 @@ void guest_post(unsigned q, unsigned count, uint32_t size, uint8_t shape);
 void guest_lie(struct flow *f);
 void guest_took(unsigned q, struct given *g, uint32_t len);
 extern unsigned events_seen;
+extern bool odd_buffers; /* in pieces, so that a ring may be full of few */
 
 /* ---- vsock_host.c ---- */
 
-void host_begin(void);
+void host_begin(bool narrow);
 void host_connect(uint8_t flags);
 void host_offer(uint8_t flags);
 void host_listen(uint8_t what);

@@ -7,6 +7,7 @@
 #define BUFFER_SIZE (256u << 10) /* Linux's default */
 
 unsigned events_seen;
+bool odd_buffers;
 
 static uint32_t next_port;
 
@@ -14,6 +15,7 @@ void guest_begin(void)
 {
 	next_port = 1000;
 	events_seen = 0;
+	odd_buffers = false;
 }
 
 static struct vsock_hdr header_of(struct flow *f, uint16_t op, uint32_t flags, uint32_t len)
@@ -89,14 +91,18 @@ void guest_send(struct flow *f, uint32_t len, bool ends, uint8_t shape)
 
 	if (f->guest != GUEST_LINKED || f->shut & SHUTDOWN_SEND || f->peer_shut & SHUTDOWN_RCV)
 		return;
+	/* A message of CHUNK bytes at most: there must be room for its end. */
+	if (f->seqpacket)
+		len = MIN(len, (ends ? CHUNK : CHUNK / 2) - (uint32_t)(f->tx - f->message));
 	len = MIN(MIN(len, credit), CHUNK);
-	/* A message is no longer than the host's side takes, and its end is sent. */
-	if (!len || (f->seqpacket && !ends && f->tx % CHUNK + len > CHUNK / 2))
+	if (!len)
 		return;
 	if (f->seqpacket && (f->to_host.last + 1) % MESSAGES_MAX == f->to_host.first)
 		return;
-	if (guest_packet(f, OP_RW, flags, len, shape) && flags)
-		message_put(&f->to_host, f->tx);
+	if (!guest_packet(f, OP_RW, flags, len, shape) || !flags)
+		return;
+	f->message = f->tx;
+	message_put(&f->to_host, f->tx);
 }
 
 void guest_read(struct flow *f, uint32_t len, bool tell)
@@ -122,6 +128,13 @@ void guest_grow(struct flow *f, uint32_t alloc)
 		f->alloc = before;
 }
 
+/* A message that the guest has no credit or no buffers for is the end of its connection; and a
+ * socket that is closed with it in it loses what was sent through it, too. */
+static void message_lost(struct flow *f)
+{
+	f->vague |= f->seqpacket && f->host_tx > f->rx;
+}
+
 /* What a guest says beside data. */
 void guest_control(struct flow *f, uint8_t what)
 {
@@ -138,6 +151,7 @@ void guest_control(struct flow *f, uint8_t what)
 	if (f->guest != GUEST_LINKED && f->guest != GUEST_ASKING)
 		return;
 	if (what % 16 == 15) {
+		message_lost(f);
 		if (guest_packet(f, OP_RST, 0, 0, 0))
 			f->guest = GUEST_OVER;
 	} else if (f->guest == GUEST_ASKING) {
@@ -156,6 +170,7 @@ void guest_control(struct flow *f, uint8_t what)
 /* Buffers for packets, or for events. */
 void guest_post(unsigned q, unsigned count, uint32_t size, uint8_t shape)
 {
+	odd_buffers |= q == QUEUE_RX && shape & 0x38;
 	while (count--)
 		if (give(0, q, NULL, 0, size, shape) == NO_CHAIN)
 			return;
@@ -234,11 +249,11 @@ static void took_reset(struct flow *f)
 {
 	bool both = f->shut == BOTH;
 
-	check(f->guest != GUEST_LINKED || both || f->fd < 0 || f->host_shut_read ||
+	message_lost(f);
+	check(f->guest != GUEST_LINKED || both || f->vague || f->fd < 0 || f->host_shut_read ||
 		      f->host_shut_write,
 	      "a connection was reset for nothing");
 	f->guest = GUEST_OVER;
-	f->refused = true;
 }
 
 static void took_packet(const struct vsock_hdr *hdr, const uint8_t *data)

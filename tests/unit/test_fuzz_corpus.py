@@ -12,9 +12,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FUZZ = ROOT / "fuzz"
-FEEDS = runpy.run_path(str(FUZZ / "images.py"))["FEEDS"]
+FEEDS = {
+    name: feed
+    for module in ("images.py", "agent.py")
+    for name, feed in runpy.run_path(str(FUZZ / module))["FEEDS"].items()
+}
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 INPUTS = {
+    "agent-archive": 27,
+    "agent-program": 19,
+    "agent-run": 23,
+    "agent-tree": 27,
     "answers": 35,
     "archive": 33,
     "directory": 24,
@@ -26,11 +34,11 @@ INPUTS = {
 }
 DISKS = 38  # inputs of tar that are images
 DEVICES = {  # and how many inputs of a device's get somewhere
-    "blk": (67, "5 that write"),
-    "console": (27, "12 that say something"),
-    "registers": (63, "39 that start a device"),
-    "rng": (35, "14 that get bytes"),
-    "vsock": (110, "0 that talk both ways"),
+    "blk": (95, "29 that write"),
+    "console": (37, "14 that say something"),
+    "registers": (67, "48 that start a device"),
+    "rng": (63, "23 that get bytes"),
+    "vsock": (164, "90 that talk both ways"),
 }
 
 
@@ -87,6 +95,6 @@ def test_devices(name: str, devices: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FEEDS)
-def test_images(name: str) -> None:
+def test_python(name: str) -> None:
     for path in corpus(name, INPUTS[name]):
         FEEDS[name](path.read_bytes())
