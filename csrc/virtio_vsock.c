@@ -221,14 +221,16 @@ static void vsock_serve(struct virtio_dev *dev, unsigned q)
 	vsock_go_on(v);
 }
 
-/* The driver has said nothing for a moment: it may be waiting for us. */
+/* The driver has said nothing for a moment: it may be waiting for us. Or it sends so slowly that a
+ * look now and then costs less than its kicks. */
 static void vsock_quiet(struct virtio_dev *dev)
 {
 	struct vsock *v = (struct vsock *)dev;
 
 	if (!vsock_may_serve(v, QUEUE_TX))
 		return;
-	v->streamed = 0;
+	if (!virtq_waits(&dev->vq[QUEUE_TX]))
+		v->streamed = 0;
 	vsock_serve_tx(v);
 	virtio_notify(dev, &dev->vq[QUEUE_TX]);
 	vsock_go_on(v);
