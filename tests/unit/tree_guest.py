@@ -15,7 +15,7 @@ import pytest
 from pyvmm.agent.connection import Connection
 from pyvmm.agent.files import Files
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent  # sys.path may lead here by "../unit"
 
 
 def refused(act: Callable[..., object], *words: object) -> OSError:
