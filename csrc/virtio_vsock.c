@@ -17,7 +17,7 @@
 #define WINDOW		(256u << 10) /* what Linux keeps on the way: its own buffer's size */
 #define SOON_MS		1	     /* a guest may wait for what was not kicked for */
 #define LATE_MS		20	     /* it waits for no buffer, it only has the use of it */
-#define STREAM		(1u << 20)   /* bytes without a word from the host are one */
+#define STREAM		WINDOW	     /* bytes without a word from the host are one */
 
 /* There is always room: see vsock_serve_tx(). */
 static void vsock_refuse(struct vsock *v, const struct vsock_hdr *hdr)
