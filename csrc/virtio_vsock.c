@@ -188,7 +188,7 @@ static void vsock_linger(struct vsock *v)
 	const struct virtq *tx = &v->dev.vq[QUEUE_TX];
 	bool untold = tx->used_idx != tx->signalled;
 
-	v->dev.vm->lingers = v->put_off || untold ? &v->dev : NULL;
+	v->dev.vm->lingers = v->put_off || untold || v->starved ? &v->dev : NULL;
 	v->dev.vm->linger_ms = v->put_off ? SOON_MS : LATE_MS;
 }
 
@@ -233,6 +233,9 @@ static void vsock_quiet(struct virtio_dev *dev)
 		v->streamed = 0;
 	vsock_serve_tx(v);
 	virtio_notify(dev, &dev->vq[QUEUE_TX]);
+	for (struct conn *c = NULL; v->starved && (c = table_used(v, c));)
+		conn_ask_credit(c);
+	v->starved = false;
 	vsock_go_on(v);
 }
 

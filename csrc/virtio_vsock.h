@@ -150,6 +150,7 @@ struct vsock {
 	struct vsock_scatter scatter;
 	bool tx_waits;	  /* until there is room for the resets that its packets may need */
 	bool event_waits; /* TRANSPORT_RESET, for a buffer */
+	bool starved;	  /* a connection has data and no credit, and has not asked for any */
 	/* vsock_switch.c */
 	struct event channel;
 	uint32_t next_port, listeners[MAX_LISTENERS];
@@ -209,6 +210,7 @@ void conn_take(struct conn *c, struct iovec *iov, unsigned n, uint32_t len);
 bool conn_may_send(const struct conn *c);
 uint32_t conn_wants(struct conn *c);
 uint32_t conn_fill(struct conn *c, struct iovec *iov, unsigned n, uint32_t len);
+void conn_ask_credit(struct conn *c);
 
 /* ---- vsock_seqpacket.c ---- */
 

@@ -169,9 +169,7 @@ uint32_t conn_fill(struct conn *c, struct iovec *iov, unsigned n, uint32_t len)
 		if (got < len && !(msg.msg_flags & MSG_CTRUNC) && !c->half_closed)
 			c->readable = false;
 		c->sent += (uint32_t)got;
-		/* Out of credit: have the guest say when there is some again. */
-		if (c->readable && conn_credit(c) == 0)
-			c->say |= SAY_CREDIT_REQUEST;
+		c->vsock->starved |= c->readable && conn_credit(c) == 0;
 		return (uint32_t)got;
 	}
 	c->readable = false;
@@ -180,4 +178,12 @@ uint32_t conn_fill(struct conn *c, struct iovec *iov, unsigned n, uint32_t len)
 	c->hung_up |= got < 0; /* the peer died */
 	conn_end(c);
 	return 0;
+}
+
+/* Out of credit for a while: have the guest say how much there is. Linux tells of itself, as its
+ * readers read, and would do it twice if it were asked at once. */
+void conn_ask_credit(struct conn *c)
+{
+	if (c->state == CONN_LINKED && c->readable && conn_credit(c) == 0)
+		conn_say(c, SAY_CREDIT_REQUEST);
 }

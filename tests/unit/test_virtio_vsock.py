@@ -331,7 +331,7 @@ class TestHostToGuest:
         assert got == data
         assert requests == len(data) // GUEST_ALLOC
 
-    def test_asks_for_credit_once_when_out_of_it(self, guest):
+    def test_asks_for_credit_once_when_out_of_it_for_a_while(self, guest):
         host = guest.offer()
         guest.connect(buf_alloc=1000)
         host.send(bytes(5000))
@@ -342,6 +342,13 @@ class TestHostToGuest:
         assert ops(packets).count(CREDIT_REQUEST) == 1
         assert guest.idle()
         assert guest.received() == []
+
+    def test_does_not_ask_a_guest_that_may_still_tell(self, guest):
+        host = guest.offer()
+        guest.connect(buf_alloc=1000)
+        host.send(bytes(5000))
+        assert lib.vm_poll(guest.machine.core, -1) == 1
+        assert set(ops(guest.received(repost=False))) == {RW}
 
     def test_no_credit_stalls_then_resumes(self, guest):
         host = guest.offer()
