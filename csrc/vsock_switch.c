@@ -139,7 +139,7 @@ static ssize_t switch_receive(struct vsock *v, struct message *m, int *fd)
 	struct msghdr msg = {.msg_iov = &iov,
 			     .msg_iovlen = 1,
 			     .msg_control = &control,
-			     .msg_controllen = sizeof(control)};
+			     .msg_controllen = CMSG_LEN(sizeof(int))}; /* no room for two */
 	const struct cmsghdr *rights;
 	ssize_t n;
 
