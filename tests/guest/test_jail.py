@@ -11,11 +11,12 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import IMAGES, Done, Host, command
+from harness import EVENT_LIMIT, IMAGES, Done, Host, command
 
 import pyvmm
 from pyvmm import delegation, kernel
@@ -187,6 +188,10 @@ def test_a_delegated_cgroup(place: Path) -> None:
         done = as_nobody(place, "--json", "-", "--", "true")
     finally:
         (ours / "cgroup.procs").write_text(str(os.getpid()))
+        # The command is over before its server is, which takes the worker down.
+        deadline = time.monotonic() + EVENT_LIMIT
+        while (leaf / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
         left = sorted(path.name for path in slice_.iterdir() if path.is_dir())
         leaf.rmdir()
         slice_.rmdir()

@@ -55,7 +55,7 @@ def pool_2m() -> dict[str, int]:
 class Seen:
     """A worker at one moment."""
 
-    ram: dict[str, int]  # the numbers in smaps of its largest mapping: kB
+    ram: dict[str, int]  # the numbers in smaps of the mapping with most in it: kB
     policy: str
     cpus: dict[str, str]  # where each thread may run; "main" is Python's
     faults: int  # of the first vCPU
@@ -70,7 +70,7 @@ def look(pid: int | None) -> Seen:
             inside = mappings.setdefault(words[0].partition("-")[0], {})
         elif words[-1] == "kB":
             inside[words[0][:-1]] = int(words[1])
-    at, ram = max(mappings.items(), key=lambda item: item[1]["Size"])
+    at, ram = max(mappings.items(), key=lambda item: item[1]["Rss"] + item[1]["Private_Hugetlb"])
     policies = (line.split()[:2] for line in (proc / "numa_maps").read_text().splitlines())
     seen = Seen(ram, dict(policies)[at], {}, -1)
     for task in (proc / "task").iterdir():
