@@ -23,7 +23,7 @@ else
     part 'this host' "$bin/pytest" -q tests/guest/test_host_errors.py tests/guest/test_placement.py \
         -k 'host_errors or pins'
     # -P: the installed pyvmm, not the checkout's folder
-    part 'Linux guests in the kvmbox' tests/kvmbox/run --timeout 3000 -- \
+    part 'Linux guests in the kvmbox' tests/kvmbox/run --timeout 3600 -- \
         python3 -P -m pytest -p no:cacheprovider -v tests/guest "$@"
 fi
 
