@@ -13,7 +13,7 @@ MiB = 1 << 20
 VMM = 64 * MiB  # seen: 4, and 11 in a worker that has read its Python from the disk itself
 VMM_VCPU = MiB  # seen: 0.25
 CACHE = 256 * MiB
-VSOCK = 64 * MiB + (4096 - 64) * MiB // 16  # what connections may hold (virtio_vsock.h)
+VSOCK = 64 * MiB + (4096 - 64) * MiB // 16  # what connections may hold (core_cdef.h)
 
 
 def limit(group: Cgroup, config: Config, fds: dict[str, int]) -> None:

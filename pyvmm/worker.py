@@ -170,8 +170,7 @@ class Worker:
             len(self.memory.regions), layout.MMIO_BASE, size, registers, MEM_READONLY
         )
         check(lib.vm_offer_port(self.core, slots[1], self.spec["port"], fds["results"]))
-        if "vsock" in fds:
-            check(lib.vm_set_switch(self.core, slots[1], fds["vsock"]))
+        check(lib.vm_set_switch(self.core, slots[1], fds["vsock"]))
 
     def _add_vcpus(self, kvm: Kvm) -> list[Vcpu]:
         count = self.spec["vcpus"]

@@ -317,6 +317,8 @@ def test_run_in_a_terminal(host: Host) -> None:
     terminal.resize(40, 100)
     terminal.type(b"sleep 1; stty size; cat\n")
     terminal.until(b"\r\n40 100\r\n")
+    terminal.type(b"here\n")
+    terminal.until(b"here\r\nhere\r\n")  # ours, and cat's: it has the terminal now
     terminal.type(b"\x03")  # ends cat, not us
     terminal.until(b"^C\r\n$ ")
     terminal.type(b"exit 5\n")

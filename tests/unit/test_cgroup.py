@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pyvmm._core import lib
 
 from pyvmm import cgroup, footprint
 from pyvmm.delegation import find
@@ -157,6 +158,13 @@ def test_what_was_asked_for_by_name_is_an_error() -> None:
 def test_memory(ram: int, vcpus: int, disk: int, on_tmpfs: bool, limit: int) -> None:
     assert footprint.memory_for(ram, vcpus, disk, on_tmpfs=on_tmpfs) == limit
     assert limit % 4096 == 0
+
+
+def test_what_connections_may_hold() -> None:
+    """Written twice, since a caller does not load the core."""
+    small = lib.VM_VSOCK_CONNS - lib.VM_VSOCK_LARGE
+    held = lib.VM_VSOCK_LARGE * lib.VM_VSOCK_LARGE_BUFFER + small * lib.VM_VSOCK_SMALL_BUFFER
+    assert held == footprint.VSOCK
 
 
 def test_pids() -> None:
