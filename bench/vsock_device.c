@@ -191,7 +191,7 @@ static void start(uint32_t size, int host)
 		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	irq = eventfd(0, EFD_NONBLOCK);
 	if (!vm || memory == MAP_FAILED || vm_add_memory(vm, 0, MEMORY, memory) ||
-	    vm_add_vsock(vm, CID) || vm_wire_device(vm, 0, irq, kicks) ||
+	    vm_add_vsock(vm, CID, 1 << 20) || vm_wire_device(vm, 0, irq, kicks) ||
 	    vm_offer_port(vm, 0, PORT, host))
 		errx(1, "no device");
 	reg(0x70, 3);

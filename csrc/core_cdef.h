@@ -62,17 +62,17 @@ int vm_set_serial(struct vm *vm, int irq_fd, int out_fd, struct console_ring *ri
 int vm_add_blk(struct vm *vm, int base_fd, int overlay_fd, uint64_t size, bool read_only,
 	       const char *serial);
 int vm_add_rng(struct vm *vm);
-int vm_add_vsock(struct vm *vm, uint64_t guest_cid);
-int vm_device_queues(struct vm *vm, int slot);
-
 /* vsock's connections, and what each may hold of the guest's data that the host has not taken: the
- * first that there are at a time, and the others. */
+ * first that there are at a time a buffer of that size (pages, at least VM_VSOCK_SMALL_BUFFER), the
+ * others the small one. */
 enum {
 	VM_VSOCK_CONNS = 4096,
 	VM_VSOCK_LARGE = 64,
-	VM_VSOCK_LARGE_BUFFER = 1 << 20,
 	VM_VSOCK_SMALL_BUFFER = 1 << 16,
+	VM_VSOCK_MAX_BUFFER = 1 << 26,
 };
+int vm_add_vsock(struct vm *vm, uint64_t guest_cid, uint32_t buffer);
+int vm_device_queues(struct vm *vm, int slot);
 
 /* The devices' register pages, slot by slot: what the guest reads there, kept up to date. */
 void *vm_registers(struct vm *vm);

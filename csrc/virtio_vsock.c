@@ -285,7 +285,7 @@ static const struct virtio_ops vsock_ops = {
 	.free = vsock_free,
 };
 
-int vm_add_vsock(struct vm *vm, uint64_t guest_cid)
+int vm_add_vsock(struct vm *vm, uint64_t guest_cid, uint32_t buffer)
 {
 	struct vsock *v = calloc(1, sizeof(*v));
 	int slot;
@@ -294,7 +294,7 @@ int vm_add_vsock(struct vm *vm, uint64_t guest_cid)
 		return -ENOMEM;
 	v->guest_cid = guest_cid;
 	v->channel.fd = -1;
-	slot = table_init(v);
+	slot = table_init(v, buffer);
 	if (slot == 0)
 		slot = virtio_register(vm, &v->dev, &vsock_ops,
 				       VIRTIO_VSOCK_F_STREAM | VIRTIO_VSOCK_F_SEQPACKET,

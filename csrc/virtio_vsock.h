@@ -36,8 +36,8 @@ enum { QUEUE_RX = 0, QUEUE_TX = 1, QUEUE_EVENT = 2 };
  * very many, so that what it can make us hold is bounded (footprint.py). */
 #define MAX_CONNS    VM_VSOCK_CONNS
 #define LARGE_CONNS  VM_VSOCK_LARGE
-#define LARGE_BUFFER VM_VSOCK_LARGE_BUFFER
 #define SMALL_BUFFER VM_VSOCK_SMALL_BUFFER
+#define MAX_BUFFER   VM_VSOCK_MAX_BUFFER
 
 #define MAX_RESETS    64
 #define MAX_LISTENERS 1024
@@ -133,6 +133,7 @@ struct vsock {
 	/* vsock_table.c */
 	struct conn *conns; /* MAX_CONNS */
 	uint8_t *buffers;
+	uint32_t large_buffer;	/* the size of the large ones */
 	uint32_t fresh[2];	/* slots never used so far, large and small */
 	struct conn *unused[2]; /* those used before */
 	struct conn *hash[1u << HASH_BITS];
@@ -174,7 +175,7 @@ void vsock_serve_rx(struct vsock *v);
 
 /* ---- vsock_table.c ---- */
 
-int table_init(struct vsock *v);
+int table_init(struct vsock *v, uint32_t buffer);
 void table_free(struct vsock *v);
 struct conn *table_new(struct vsock *v);
 void table_release(struct conn *c);

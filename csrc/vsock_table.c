@@ -10,13 +10,22 @@
 
 #include "virtio_vsock.h"
 
-#define LARGE_BYTES ((size_t)LARGE_CONNS * LARGE_BUFFER)
-#define ALL_BYTES   (LARGE_BYTES + (size_t)(MAX_CONNS - LARGE_CONNS) * SMALL_BUFFER)
-#define INDEX_BITS  12
+#define INDEX_BITS 12
 
 _Static_assert(1 << INDEX_BITS == MAX_CONNS, "an id's low bits are the slot");
 
 enum { LARGE, SMALL };
+
+/* Where the small buffers begin, behind the large ones. */
+static size_t small_buffers(const struct vsock *v)
+{
+	return (size_t)LARGE_CONNS * v->large_buffer;
+}
+
+static size_t all_buffers(const struct vsock *v)
+{
+	return small_buffers(v) + (size_t)(MAX_CONNS - LARGE_CONNS) * SMALL_BUFFER;
+}
 
 static void *reserve(size_t size)
 {
@@ -26,10 +35,13 @@ static void *reserve(size_t size)
 	return p == MAP_FAILED ? NULL : p;
 }
 
-int table_init(struct vsock *v)
+int table_init(struct vsock *v, uint32_t buffer)
 {
+	if (buffer < SMALL_BUFFER || buffer > MAX_BUFFER || buffer % 4096)
+		return -EINVAL;
+	v->large_buffer = buffer;
 	v->conns = reserve(MAX_CONNS * sizeof(*v->conns));
-	v->buffers = reserve(ALL_BYTES);
+	v->buffers = reserve(all_buffers(v));
 	if (!v->conns || !v->buffers) {
 		table_free(v);
 		return -ENOMEM;
@@ -47,7 +59,7 @@ void table_free(struct vsock *v)
 	if (v->conns)
 		munmap(v->conns, MAX_CONNS * sizeof(*v->conns));
 	if (v->buffers)
-		munmap(v->buffers, ALL_BYTES);
+		munmap(v->buffers, all_buffers(v));
 }
 
 static uint32_t index_of(const struct conn *c)
@@ -72,7 +84,7 @@ struct conn *table_new(struct vsock *v)
 		*c = (struct conn){.ev = {.fd = -1},
 				   .vsock = v,
 				   .generation = c->generation,
-				   .size = kind == LARGE ? LARGE_BUFFER : SMALL_BUFFER};
+				   .size = kind == LARGE ? v->large_buffer : SMALL_BUFFER};
 		return c;
 	}
 	return NULL;
@@ -167,9 +179,10 @@ struct conn *table_at(struct vsock *v, uint32_t id)
 /* Room for `size` bytes that the host has not taken yet. */
 uint8_t *table_buffer(const struct conn *c)
 {
+	const struct vsock *v = c->vsock;
 	size_t i = index_of(c);
 
-	return c->vsock->buffers + (i < LARGE_CONNS
-					    ? i * LARGE_BUFFER
-					    : LARGE_BYTES + (i - LARGE_CONNS) * SMALL_BUFFER);
+	if (i < LARGE_CONNS)
+		return v->buffers + i * v->large_buffer;
+	return v->buffers + small_buffers(v) + (i - LARGE_CONNS) * SMALL_BUFFER;
 }

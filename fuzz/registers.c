@@ -18,7 +18,7 @@ void target_begin(void)
 	check(!ftruncate(base, DISK) && !ftruncate(overlay, DISK), "ftruncate");
 	wire(vm_add_blk(vm, base, overlay, DISK, false, "fuzz"));
 	wire(vm_add_rng(vm));
-	wire(vm_add_vsock(vm, 3));
+	wire(vm_add_vsock(vm, 3, 1 << 20));
 	hostile = true;
 }
 

@@ -90,7 +90,7 @@ void target_begin(void)
 		flows[i] = (struct flow){.fd = -1};
 	may_be_hostile = options & 1;
 	seqpacket_offered = restarted = false;
-	wire(vm_add_vsock(vm, GUEST_CID));
+	wire(vm_add_vsock(vm, GUEST_CID, 1 << 20));
 	seqpacket_offered = vm->devices[0]->features & F_SEQPACKET;
 	guest_begin();
 	host_begin(options & 0x80);

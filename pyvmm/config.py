@@ -85,6 +85,9 @@ class Config(Record):
     """Where to make the VM's cgroup, below the mount of cgroup2; None: where it is possible."""
     disk_rate: int | str | None = None
     """Bytes a second that the run may read from disk, and write to it; None: no limit."""
+    vsock_buffer: int | str = 1 * MiB
+    """How much a vsock connection holds of what the guest sent and the host has not read, 64K to
+    64M; all but the first 64 connections at a time have 64K."""
     name: str | None = None
     """What other processes reach the machine by: a name, or a socket's path (names.py)."""
     publish: Sequence[str] = ()
@@ -105,8 +108,10 @@ class Config(Record):
     """A descriptor that the guest's console is copied to, live."""
 
     def check(self) -> None:
-        for name in ("memory", "disk", "max_output"):
+        for name in ("memory", "disk", "max_output", "vsock_buffer"):
             setattr(self, name, parse_size(getattr(self, name), name))
+        if not 64 << 10 <= self.vsock_buffer_bytes <= 64 * MiB:
+            raise UsageError(f"vsock_buffer of {self.vsock_buffer} bytes: must be 64K to 64M")
         if self.disk_rate is not None:
             self.disk_rate = parse_size(self.disk_rate, "disk_rate")
         if self.jail == "off" and (self.cgroup, self.disk_rate) != (None, None):
@@ -201,6 +206,11 @@ class Config(Record):
     def disk_bytes(self) -> int:
         assert isinstance(self.disk, int)
         return self.disk
+
+    @property
+    def vsock_buffer_bytes(self) -> int:
+        assert isinstance(self.vsock_buffer, int)
+        return self.vsock_buffer
 
 
 def parse_size(value: int | str, name: str) -> int:

@@ -13,7 +13,6 @@ MiB = 1 << 20
 VMM = 64 * MiB  # seen: 4, and 11 in a worker that has read its Python from the disk itself
 VMM_VCPU = MiB  # seen: 0.25
 CACHE = 256 * MiB
-VSOCK = 64 * MiB + (4096 - 64) * MiB // 16  # what connections may hold (core_cdef.h)
 
 
 def limit(group: Cgroup, config: Config, fds: dict[str, int]) -> None:
@@ -22,7 +21,9 @@ def limit(group: Cgroup, config: Config, fds: dict[str, int]) -> None:
     on_tmpfs = is_on_tmpfs(fds["overlay"])
     rate = config.disk_rate
     group.limit(
-        memory=memory_for(ram, config.vcpus, config.disk_bytes, on_tmpfs=on_tmpfs),
+        memory=memory_for(
+            ram, config.vcpus, config.disk_bytes, config.vsock_buffer_bytes, on_tmpfs=on_tmpfs
+        ),
         pids=pids_for(config.vcpus),
         cpus=config.vcpus + 1,
         cpuset=config.cpus,
@@ -37,7 +38,7 @@ def describe(group: Cgroup) -> str:
     return "; ".join([", ".join(group.limits), *group.notes])
 
 
-def memory_for(ram: int, vcpus: int, disk: int, *, on_tmpfs: bool) -> int:
+def memory_for(ram: int, vcpus: int, disk: int, vsock_buffer: int, *, on_tmpfs: bool) -> int:
     """memory.max of a run. All sizes are in bytes.
 
     Beside guest RAM there are the page tables of it, the process's own and KVM's: 1/512 each of 4
@@ -47,7 +48,12 @@ def memory_for(ram: int, vcpus: int, disk: int, *, on_tmpfs: bool) -> int:
     """
     tables = (ram // 128 + 4095) & -4096
     cache = disk + (disk // 256 & -4096) if on_tmpfs else min(disk, CACHE)
-    return ram + tables + VMM + vcpus * VMM_VCPU + VSOCK + cache
+    return ram + tables + VMM + vcpus * VMM_VCPU + vsock_for(vsock_buffer) + cache
+
+
+def vsock_for(buffer: int) -> int:
+    """Bytes that the 4,096 connections may hold: all but 64 have small buffers (core_cdef.h)."""
+    return 64 * buffer + (4096 - 64) * (MiB >> 4)
 
 
 def pids_for(vcpus: int) -> int:

@@ -46,6 +46,7 @@ class Options(TypedDict, total=False):
     jail: JailMode
     cgroup: str | None
     disk_rate: int | str | None
+    vsock_buffer: int | str
     publish: Sequence[str]
     wait_for: Sequence[str]
     counters: bool

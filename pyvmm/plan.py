@@ -115,6 +115,7 @@ def make(config: Config, placed: dict[str, Any], image: Image, progress: Any = N
         "memory": config.memory_bytes,
         "disk": config.disk_bytes,
         "cid": GUEST_CID,
+        "vsock_buffer": config.vsock_buffer_bytes,
         "devices": len(DEVICES),
         "acpi": found.acpi,
         "entry": config.entry,

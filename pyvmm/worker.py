@@ -152,7 +152,7 @@ class Worker:
         fds, disk = self.fds, self.spec["disk"]
         slots = [
             lib.vm_add_blk(self.core, fds["base"], fds["overlay"], disk, False, b"pyvmm-root"),
-            lib.vm_add_vsock(self.core, self.spec["cid"]),
+            lib.vm_add_vsock(self.core, self.spec["cid"], self.spec["vsock_buffer"]),
             lib.vm_add_rng(self.core),
         ]
         nobody = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

@@ -8,6 +8,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -134,6 +135,23 @@ def test_reader_that_stands_still_costs_the_others_nothing(held: pyvmm.Machine) 
             unread.settimeout(RUN_LIMIT)
             assert len(unread.recv(1)) == 1
             filling.kill()
+
+
+def test_by_the_sockets_of_a_name(tmp_path: Path) -> None:
+    """Firecracker's convention, and the smallest of buffers."""
+    name = str(tmp_path / "lab")
+    with (
+        pyvmm.Machine(IMAGE, kernel="minimal", hold=True, name=name, vsock_buffer="64K") as machine,
+        socket.create_server(f"{name}_6000", family=socket.AF_UNIX) as listener,
+    ):
+        listener.settimeout(RUN_LIMIT)
+        with machine.popen(["vsock", "up", "6000"]) as process, listener.accept()[0] as made:
+            made.settimeout(RUN_LIMIT)
+            assert all_of(made) == b"up"
+            made.sendall(bytes(300_000))
+            made.shutdown(socket.SHUT_WR)
+            assert process.wait().stdout == bytes(300_000) + b"|\n"
+        assert guest(machine, "dial", 6001) == b"ECONNRESET\n"
 
 
 def test_transport_reset(held: pyvmm.Machine) -> None:

@@ -156,15 +156,15 @@ def test_what_was_asked_for_by_name_is_an_error() -> None:
     ],
 )
 def test_memory(ram: int, vcpus: int, disk: int, on_tmpfs: bool, limit: int) -> None:
-    assert footprint.memory_for(ram, vcpus, disk, on_tmpfs=on_tmpfs) == limit
+    assert footprint.memory_for(ram, vcpus, disk, MiB, on_tmpfs=on_tmpfs) == limit
     assert limit % 4096 == 0
 
 
 def test_what_connections_may_hold() -> None:
     """Written twice, since a caller does not load the core."""
-    small = lib.VM_VSOCK_CONNS - lib.VM_VSOCK_LARGE
-    held = lib.VM_VSOCK_LARGE * lib.VM_VSOCK_LARGE_BUFFER + small * lib.VM_VSOCK_SMALL_BUFFER
-    assert held == footprint.VSOCK
+    small = (lib.VM_VSOCK_CONNS - lib.VM_VSOCK_LARGE) * lib.VM_VSOCK_SMALL_BUFFER
+    assert footprint.vsock_for(MiB) == lib.VM_VSOCK_LARGE * MiB + small
+    assert footprint.vsock_for(64 * MiB) == lib.VM_VSOCK_LARGE * 64 * MiB + small
 
 
 def test_pids() -> None:

@@ -71,6 +71,8 @@ def test_sizes_are_numbers_after_the_check():
         ({"timeout": -1}, "timeout -1: must be more than 0"),
         ({"memory": "lots"}, "memory 'lots'"),
         ({"disk": 1000}, "disk of 1000 bytes"),
+        ({"vsock_buffer": "60K"}, "vsock_buffer of 61440 bytes: must be 64K to 64M"),
+        ({"vsock_buffer": "65M"}, "vsock_buffer of 68157440 bytes: must be 64K to 64M"),
         ({"outputs": ["/ok", "not"]}, "output 'not': must be an absolute path"),
         ({"workdir": "relative"}, "workdir 'relative': must be an absolute path"),
         ({"hold": True, "command": ["p"]}, "hold starts no program: leave out the command"),

@@ -91,7 +91,7 @@ class TestIdentification:
         for slot in range(8):
             assert lib.vm_add_rng(machine.core) == slot
         assert lib.vm_add_rng(machine.core) < 0
-        assert lib.vm_add_vsock(machine.core, 3) < 0
+        assert lib.vm_add_vsock(machine.core, 3, 1 << 20) < 0
 
 
 class TestAccess:

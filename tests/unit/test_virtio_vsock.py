@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import random
@@ -233,6 +234,35 @@ class TestGuestToHost:
         assert BUF_ALLOC // 2 <= update.fwd_cnt <= BUF_ALLOC
         (update,) = guest.ask(op=CREDIT_REQUEST)
         assert update.fwd_cnt == BUF_ALLOC
+
+    @pytest.mark.parametrize("buffer", [64 << 10, 68 << 10, 4 << 20, 64 << 20])
+    def test_buffers_of_another_size(self, buffer):
+        with Machine(64 << 20) as machine:
+            guest = Guest(machine, buffer=buffer)
+            guest.post()
+            host = guest.offer()
+            (response,) = guest.ask(op=REQUEST)
+            assert response.buf_alloc == buffer
+            for turn in range(1, 4):  # round the ring's end, too
+                for at in range(0, buffer, MAX_PACKET):
+                    guest.send(data=bytes([turn]) * min(MAX_PACKET, buffer - at))
+                got = b""
+                while part := drain(host):
+                    got += part
+                    assert guest.idle()
+                assert got == bytes([turn]) * buffer
+                while guest.received():
+                    pass
+                (update,) = guest.ask(op=CREDIT_REQUEST)
+                assert update.fwd_cnt == turn * buffer
+            guest.close()
+
+    @pytest.mark.parametrize(
+        "buffer", [0, 4096, (64 << 10) - 4096, (64 << 10) + 1, (64 << 20) + 4096, (1 << 32) - 4096]
+    )
+    def test_buffers_that_cannot_be(self, buffer):
+        with Machine(64 << 20) as machine:
+            assert lib.vm_add_vsock(machine.core, GUEST, buffer) == -errno.EINVAL
 
     def test_packet_of_impossible_length(self, connected):
         guest, host = connected

@@ -96,8 +96,8 @@ class Machine:
         slot = lib.vm_add_blk(self.core, base, overlay, size, read_only, serial)
         return Device(self, check(slot))
 
-    def vsock(self, cid: int) -> Device:
-        return Device(self, check(lib.vm_add_vsock(self.core, cid)))
+    def vsock(self, cid: int, buffer: int = 1 << 20) -> Device:
+        return Device(self, check(lib.vm_add_vsock(self.core, cid, buffer)))
 
     def eventfd(self) -> int:
         self.fds.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))

@@ -56,9 +56,11 @@ class Packet:
 class Guest:
     """A guest's vsock driver, and the sockets that the host reads and writes."""
 
-    def __init__(self, machine: Machine, features: int = VERSION_1) -> None:
+    def __init__(
+        self, machine: Machine, features: int = VERSION_1, buffer: int = BUF_ALLOC
+    ) -> None:
         self.machine = machine
-        self.device = machine.vsock(GUEST)
+        self.device = machine.vsock(GUEST, buffer)
         self.rx, self.tx, self.event = self.device.start(features)
         self.buffers: dict[int, tuple[int, int]] = {}
         self.tx_buffer = [machine.alloc(HEADER.size + MAX_PACKET) for _ in range(4)]
