@@ -30,7 +30,7 @@ class Option(Record):
     """may be given again; the value is a list"""
     required: bool = False
     short: str = ""
-    """a flag's other name, one dash and a letter; such may be written together, as -it"""
+    """its other name, one dash and a letter; such may be written together, as -it, -eK=V"""
 
 
 class Command(Record):
@@ -103,8 +103,8 @@ def _read(program: str, command: Command, words: list[str]) -> Values:
         if not _is_option(word):
             rest.append(word)
             continue
-        if len(word) > 2 and word[1] != "-" and all(f"-{letter}" in known for letter in word[1:]):
-            left += [f"-{letter}" for letter in word[:0:-1]]
+        if word[2:3] not in ("", "=") and (first := known.get(word[:2])):
+            left += [word[2:] if first.metavar else f"-{word[2:]}", word[:2]]
             continue
         name, equals, value = word.partition("=")
         if name in ("-h", "--help"):

@@ -14,7 +14,7 @@ from _signal import SIGPIPE, SIGTERM, signal
 from . import __version__
 from .arguments import Command, Help, Option, parse
 from .errors import GuestError, PyvmmError, UsageError, printable
-from .vm_options import VM_OPTIONS, vm_options
+from .vm_options import TERMINAL_OPTIONS, VM_OPTIONS, vm_options
 
 TYPE_CHECKING = False  # see record.py
 if TYPE_CHECKING:
@@ -262,15 +262,14 @@ COMMANDS = (
             Option("--image", "REF", "of a registry, or a layout's or an archive's path",
                    required=True),
             *VM_OPTIONS,
-            Option("--interactive", "", "our stdin is the program's", False, short="-i"),
-            Option("--tty", "", "the program gets a terminal", False, short="-t"),
+            *TERMINAL_OPTIONS,
             Option("--hold", "", "start no program: the machine is there for pyvmm exec", False),
             Option("--output", "GUEST[:HOST]", "file to bring back (default: to its name, here)",
                    many=True),
             Option("--name", "NAME", "for pyvmm exec, cp and ps; or a socket's path: it serves"
                    " CONNECT PORT"),
             Option("--publish", "[IP:]PORT:GUEST",
-                   "TCP port here that leads to the guest's; 0: any", many=True),
+                   "TCP port here that leads to the guest's; 0: any", many=True, short="-p"),
             Option("--wait-for", "WHAT", "is ready when: log=REGEX, port=N or exec=COMMAND",
                    many=True),
             Option("--json", "FILE", "write the whole Result; - is stdout"),

@@ -16,6 +16,17 @@ IMAGE_LIMIT = Option(
     many=True,
 )  # fmt: skip
 
+# Of a program, the machine's or one of exec's.
+PROGRAM_OPTIONS = (
+    Option("--env", "K=V", "added to those there; K alone takes the host's", many=True, short="-e"),
+    Option("--workdir", "DIR", "where the program starts; made if absent", short="-w"),
+    Option("--user", "USER[:GROUP]", "of the image's own /etc/passwd, or numbers", short="-u"),
+)
+TERMINAL_OPTIONS = (
+    Option("--interactive", "", "our stdin is the program's", False, short="-i"),
+    Option("--tty", "", "the program gets a terminal", False, short="-t"),
+)
+
 VM_OPTIONS = (
     Option("--platform", "PLATFORM", "linux/amd64, or a variant as linux/amd64/v3",
            "linux/amd64"),
@@ -35,13 +46,13 @@ VM_OPTIONS = (
            300.0, float),
     Option("--boot-timeout", "SECONDS", "until the program has started (default 120)",
            120.0, float),
-    Option("--env", "K=V", "K alone takes the host's value", many=True),
-    Option("--workdir", "DIR", "where the program starts; made if absent"),
-    Option("--user", "USER[:GROUP]", "of the image's own /etc/passwd, or numbers"),
+    *PROGRAM_OPTIONS,
     Option("--hostname", "NAME", "the guest's name (default pyvmm)", "pyvmm"),
     Option("--entrypoint", "PROGRAM", "replaces the image's entry point and command"),
     Option("--max-output", "SIZE",
            "of each output file, and with --json of each stream (default 256M)", "256M"),
+    Option("--vsock-buffer", "SIZE", "of each connection to the host, 64K to 64M (default 1M)",
+           "1M"),
     Option("--privileged", "", "leave the program its rights in the guest", False),
     Option("--jail", "on|off", "off: no walls around the monitor, it has all your rights",
            "on", choices=("on", "off")),
@@ -75,6 +86,7 @@ def vm_options(a: Values) -> Options:
         "timeout": a.timeout or None,
         "boot_timeout": a.boot_timeout,
         "max_output": a.max_output,
+        "vsock_buffer": a.vsock_buffer,
         "privileged": a.privileged,
         "jail": a.jail,
         "cgroup": a.cgroup,

@@ -9,7 +9,7 @@ from ..arguments import Command, Option, Values
 from ..cli import say, writer
 from ..errors import UsageError
 from ..exchange import Source
-from ..vm_options import variable
+from ..vm_options import PROGRAM_OPTIONS, TERMINAL_OPTIONS, variable
 from . import program, terminal
 from .named import dial
 from .process import exec_
@@ -62,11 +62,8 @@ COMMANDS = (
         "Run one more program in a machine that runs.",
         _exec,
         (
-            Option("--interactive", "", "our stdin is the program's", False, short="-i"),
-            Option("--tty", "", "the program gets a terminal", False, short="-t"),
-            Option("--env", "K=V", "added to the machine's; K alone takes the host's", many=True),
-            Option("--workdir", "DIR", "where the program starts; made if absent"),
-            Option("--user", "USER[:GROUP]", "of the image's own /etc/passwd, or numbers"),
+            *TERMINAL_OPTIONS,
+            *PROGRAM_OPTIONS,
             Option("--timeout", "SECONDS", "for the program (default: none)", kind=float),
         ),
         words="NAME [--] program …",

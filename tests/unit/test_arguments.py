@@ -15,7 +15,7 @@ COMMANDS = (
         (
             Option("--image", "PATH", "what", required=True),
             Option("--cpu-count", "N", "how many", 1, int),
-            Option("--env", "K=V", many=True),
+            Option("--env", "K=V", many=True, short="-e"),
             Option("--how", "HOW", "the way", "a", choices=("a", "b")),
             Option("--loud", "", "a flag", False, short="-l"),
             Option("--tall", "", "another", False, short="-t"),
@@ -83,6 +83,24 @@ def test_short_flags(words: list[str], found: tuple[bool, bool, list[str]]) -> N
     assert (values.loud, values.tall, values.words) == found
 
 
+@pytest.mark.parametrize(
+    ("words", "env"),
+    [
+        (["-e", "A=l"], ["A=l"]),
+        (["-eA=l"], ["A=l"]),
+        (["-e=A=l"], ["A=l"]),
+        (["-elt"], ["lt"]),
+        (["-e-l"], ["-l"]),
+        (["-le", "A", "-eB", "--env", "C"], ["A", "B", "C"]),
+        (["-leA"], ["A"]),
+    ],
+)
+def test_short_options(words: list[str], env: list[str]) -> None:
+    values = read("run", "--image", "i", *words, "ls", "-e")
+    assert (values.env, values.tall, values.words) == (env, False, ["ls", "-e"])
+    assert values.loud == words[0].startswith("-l")
+
+
 def test_commands_of_two_words() -> None:
     command, values = parse("prog", COMMANDS, ["kernel", "path", "stock"])
     assert (command.function(values), values.words) == (2, ["stock"])
@@ -106,7 +124,9 @@ def test_what_comes_after_dashes() -> None:
         (["run", "--nonsense"], "no option --nonsense: see prog run --help"),
         (["run", "--imag", "x"], "no option --imag: see prog run --help"),
         (["run", "-x"], "no option -x: see prog run --help"),
-        (["run", "-lx"], "no option -lx: see prog run --help"),
+        (["run", "-lx"], "no option -x: see prog run --help"),
+        (["run", "-le"], "--env needs a value: K=V"),
+        (["run", "-l=1"], "--loud takes no value"),
         (["run", "--loud=1"], "--loud takes no value"),
         (["run", "--cpu-count", "x"], "--cpu-count 'x': not a number"),
         (["run", "--how", "c"], "--how 'c': choose a or b"),
@@ -128,7 +148,7 @@ def test_help() -> None:
         "",
         "  --image PATH               what",
         "  --cpu-count N              how many",
-        "  --env K=V                   (may be given again)",
+        "  -e, --env K=V               (may be given again)",
         "  --how HOW                  the way",
         "  -l, --loud                 a flag",
         "  -t, --tall                 another",
