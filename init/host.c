@@ -13,6 +13,11 @@
 #define HOST_PORT 1024
 #define BACKLOG	  128
 
+/* Linux gives up after 2 s, in which a busy host need not get to it: how long is the host's to say
+ * (boot_timeout). */
+#define SO_VM_SOCKETS_CONNECT_TIMEOUT 6
+#define PATIENCE_S		      86400
+
 /* linux/vm_sockets.h needs a libc for struct sockaddr. */
 struct sockaddr_vm {
 	uint16_t family;
@@ -58,9 +63,11 @@ void host_mark(enum host_mark mark)
 int host_connect(void)
 {
 	const struct sockaddr_vm host = {.family = AF_VSOCK, .port = HOST_PORT, .cid = HOST_CID};
+	const struct __kernel_old_timeval patience = {.tv_sec = PATIENCE_S};
 	long fd = sys_socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	long err = fd;
 
+	sys_setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience, sizeof(patience));
 	if (fd >= 0)
 		err = sys_connect(fd, &host, sizeof(host));
 	if (err < 0)

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #define REGISTERS   0xc0001000
@@ -130,6 +131,7 @@ static int registers(void)
 /* init's port, again and again, and others: each is refused. */
 static int vsock(void)
 {
+	const struct timeval patience = {.tv_sec = 600};
 	unsigned refused = 0, other = 0;
 
 	for (unsigned i = 0; i < 500; i++) {
@@ -137,6 +139,9 @@ static int vsock(void)
 			.svm_family = AF_VSOCK, .svm_cid = 2, .svm_port = i % 2 ? 1024 : i};
 		int fd = socket(AF_VSOCK, SOCK_STREAM, 0);
 
+		/* Linux gives up after 2 s, in which a busy host need not get to it. */
+		setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience,
+			   sizeof(patience));
 		if (connect(fd, (struct sockaddr *)&host, sizeof(host)) && errno == ECONNRESET)
 			refused++;
 		else

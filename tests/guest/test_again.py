@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 from harness import IMAGES, Host, gone
@@ -44,7 +45,11 @@ def test_five_runs(kernel: str) -> None:
     none = "No such file or directory"
     options = {"outputs": paths, "stdin": b"given\n", "timeout": 20, "vcpus": 2}
     with machine("sh", "-c", script, kernel=kernel, **options) as vm:
-        results = [vm.wait(), *(vm.again() for _ in range(4))]
+        results, took = [vm.wait()], []
+        for _ in range(4):
+            began = time.monotonic()
+            results.append(vm.again())
+            took.append(time.monotonic() - began)
         pid = vm.pid
     assert pid is not None
     assert gone(pid)
@@ -64,8 +69,8 @@ def test_five_runs(kernel: str) -> None:
         assert 0 < result.timings["program"] < result.timings["total"]
         empty = result.exits, result.marks, result.timeline, result.walls
         assert empty == ({}, {}, [], {})
-    assert results[3].timings["program"] > 20
-    assert results[4].timings["total"] < 20
+    assert results[3].timings["program"] > 19  # by the guest's clock, which runs as it likes
+    assert all(r.timings["total"] <= t for r, t in zip(results[1:], took, strict=True))
 
 
 def test_usage_is_of_one_run(kernel: str) -> None:
@@ -126,7 +131,7 @@ def test_worker_killed_between_runs() -> None:
 
 
 def test_stopped_between_runs() -> None:
-    with machine("true") as vm:
+    with machine("sh", "-c", NUMBERED + "[ $n = 1 ] || sleep 3600") as vm:
         vm.wait()
         vm.stop()
         with pytest.raises(pyvmm.GuestError, match=r"^stopped before the program had ended$"):

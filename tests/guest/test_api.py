@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from harness import IMAGES, Host, gone, parent, workers
+from harness import EVENT_LIMIT, IMAGES, Host, gone, parent, workers
 
 import pyvmm
 
@@ -62,7 +62,7 @@ def test_killed_by_a_signal() -> None:
 
 
 def test_timeout_keeps_what_came_before() -> None:
-    result = run("sh", "-c", "echo before; echo part >/f; sleep 3600", timeout=1.5, outputs=["/f"])
+    result = run("sh", "-c", "echo before; echo part >/f; sleep 3600", timeout=10, outputs=["/f"])
     assert (result.exit_code, result.timed_out, result.stdout) == (124, True, b"before\n")
     assert result.files == {"/f": b"part\n"}
 
@@ -100,14 +100,19 @@ def test_large_environment() -> None:
 
 
 def test_sinks_get_the_bytes_as_they_come() -> None:
-    seen: list[tuple[float, bytes]] = []
-    result = run(
-        "sh", "-c", "echo one; sleep 1; echo two",
-        on_stdout=lambda data: seen.append((time.monotonic(), data)),
-    )  # fmt: skip
-    assert b"".join(data for _, data in seen) == b"one\ntwo\n"
-    assert seen[-1][0] - seen[0][0] > 0.8
-    assert result.stdout == b""
+    seen: list[bytes] = []
+    result = run("sh", "-c", "echo one; echo two", on_stdout=seen.append)
+    assert (b"".join(seen), result.stdout) == (b"one\ntwo\n", b"")
+
+    def stop(data: bytes) -> None:
+        seen.append(data)
+        vm.stop()
+
+    seen.clear()
+    vm = machine("sh", "-c", "echo one; sleep 3600", on_stdout=stop)
+    with vm, pytest.raises(pyvmm.GuestError, match="stopped"):
+        vm.wait()
+    assert b"".join(seen) == b"one\n"
 
 
 def test_exception_leaves_nothing() -> None:
@@ -137,7 +142,7 @@ def test_stop_from_another_thread() -> None:
         began = time.monotonic()
         with pytest.raises(pyvmm.GuestError) as caught:
             vm.wait()
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 4 + EVENT_LIMIT
         timer.join()
     assert "stopped" in str(caught.value)
 
@@ -152,7 +157,7 @@ def test_kill_ends_it_and_may_be_called_again() -> None:
         time.sleep(0.05)
     vm.kill()
     vm.kill()
-    assert gone(pid, 0.5)
+    assert pid not in workers()
     assert "Linux version" in vm.console
 
 
@@ -166,12 +171,12 @@ def test_in_a_thread_and_two_at_once() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join()
     assert results == {"a": b"a\n", "b": b"b\n"}
 
 
 def test_boot_timeout_says_so() -> None:
     began = time.monotonic()
-    with pytest.raises(pyvmm.GuestError, match="did not start the program within 1 s"):
-        run("true", boot_timeout=1)
-    assert time.monotonic() - began < 15
+    with pytest.raises(pyvmm.GuestError, match=r"did not start the program within 0\.001 s"):
+        run("true", boot_timeout=0.001)  # which no machine is fast enough for
+    assert time.monotonic() - began < EVENT_LIMIT

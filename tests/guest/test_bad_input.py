@@ -13,7 +13,7 @@ SHELL = IMAGES / "shell"
 
 
 def refused(host: Host, *words: str | Path, code: int = 125) -> str:
-    done = host.pyvmm("run", *words).finish(60)
+    done = host.pyvmm("run", *words).finish()
     text = done.err.decode()
     assert (done.code, done.out) == (code, b""), text
     assert text.startswith("pyvmm: ")
@@ -56,7 +56,7 @@ def test_damaged_images(host: Host, image: str, pattern: str) -> None:
 def test_damaged_layer(host: Host) -> None:
     """Found out while the disk is made, so progress comes first; nothing half-made may stay."""
     for _ in range(2):
-        done = host.pyvmm("run", "--image", BAD / "damaged", "--", "true").finish(60)
+        done = host.pyvmm("run", "--image", BAD / "damaged", "--", "true").finish()
         assert (done.code, done.out) == (125, b"")
         progress, message = done.err.decode().splitlines()
         assert re.fullmatch(r"pyvmm: layer 1 of 1: sha256:[0-9a-f]{64}", progress)
@@ -108,7 +108,7 @@ def test_memory_too_small_for_the_kernel(host: Host, kernel: str) -> None:
 def test_disk_too_small_for_the_image(host: Host) -> None:
     done = host.pyvmm(
         "run", "--image", SHELL, "--kernel", "minimal", "--disk", "1M", "--", "true"
-    ).finish(60)
+    ).finish()
     assert (done.code, done.out) == (125, b"")
     assert re.fullmatch(
         rb"(pyvmm: layer 1 of 1: [^\n]*\n)?(pyvmm: writing the filesystem\n)?"
@@ -135,7 +135,7 @@ def test_usage(host: Host, words: list[str], message: str) -> None:
 
 
 def test_unknown_option(host: Host) -> None:
-    done = host.pyvmm("run", "--image", SHELL, "--nonsense").finish(60)
+    done = host.pyvmm("run", "--image", SHELL, "--nonsense").finish()
     assert (done.code, done.out) == (2, b"")
     assert b"Traceback" not in done.err
 

@@ -22,7 +22,7 @@ def test_15_rapid_exit(host: Host, kernel: str) -> None:
 def ended_by(running: Running, mark: bytes) -> Done:
     """Wait for the mark on the console, and from then not longer than allowed."""
     seen = running.until(mark, "err")
-    done = running.finish(60)
+    done = running.finish()
     assert time.monotonic() - seen < EVENT_LIMIT
     return done
 
@@ -83,7 +83,7 @@ def test_16_worker_killed(host: Host, kernel: str) -> None:
     running.until(b"before\n")
     os.kill(running.worker(), signal.SIGKILL)
     killed = time.monotonic()
-    done = running.finish(60)
+    done = running.finish()
     assert time.monotonic() - killed < EVENT_LIMIT
     assert (done.code, done.out) == (125, b"before\n")
     assert done.err.startswith(b"pyvmm: worker killed by signal 9 (Killed)\n" + CONSOLE)
@@ -98,17 +98,20 @@ def test_signals_leave_nothing(host: Host, number: int, code: int) -> None:
     running.until(b"before\n")
     worker = running.worker()
     running.process.send_signal(number)
-    done = running.finish(10)
+    done = running.finish(EVENT_LIMIT)
     assert gone(worker)
     done.check(code, b"before\n")
 
 
 def test_interrupted_while_booting(host: Host) -> None:
-    running = host.start("echo", "never", kernel="minimal", console="", cmdline_extra=VERBOSE)
-    running.until(b"Linux version", "err")
+    running = host.start(
+        "echo", "never", kernel="minimal", console="",
+        cmdline_extra=f"{VERBOSE} rdinit=/nonexistent root=/dev/none rootwait",
+    )  # fmt: skip
+    running.until(b"Waiting for root device", "err")  # which never comes
     worker = running.worker()
     running.process.send_signal(signal.SIGINT)
-    done = running.finish(10)
+    done = running.finish(EVENT_LIMIT)
     assert gone(worker)
     assert (done.code, done.out) == (130, b"")
     assert b"Traceback" not in done.err

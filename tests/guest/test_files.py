@@ -17,7 +17,7 @@ from harness import IMAGES, RUN_LIMIT, Done, Host, command
 from tree_guest import refused
 
 import pyvmm
-from pyvmm.names import path_of
+from pyvmm.names import running
 
 DATA = random.Random(7).randbytes(1_000_000)
 MIB = 1 << 20
@@ -186,7 +186,7 @@ def cp(*words: str | Path, stdin: bytes = b"") -> Done:
 def test_cp(host: Host, tree: Path, tmp_path: Path) -> None:
     """By other processes, both ways, files and archives."""
     box = host.start(hold="", name="cp-test", kernel="minimal", memory="256M")
-    while not os.path.exists(path_of("cp-test")):
+    while "cp-test" not in running():
         assert box.process.poll() is None, box.text()
         time.sleep(0.05)
     cp(tree, "cp-test:/tree").check(0, b"")

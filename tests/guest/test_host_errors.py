@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import IMAGES, Done, command
+from harness import IMAGES, RUN_LIMIT, Done, command
 
 RUN = ["run", "--image", str(IMAGES / "shell"), "--kernel", "minimal", "--", "true"]
 
@@ -23,7 +23,7 @@ def reason() -> str:
         [command(), "doctor", "--kvm-linux"],
         check=False,
         capture_output=True,
-        timeout=60,
+        timeout=RUN_LIMIT,
         text=True,
     )
     assert done.returncode == (1 if done.stderr else 0)
@@ -34,7 +34,7 @@ def run(script: str, **environment: str) -> Done:
     """Run pyvmm at the end of a script in a mount namespace of its own."""
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-ec", script, "sh", command(), *RUN],
-        check=False, capture_output=True, timeout=120, env=os.environ | environment,
+        check=False, capture_output=True, timeout=RUN_LIMIT, env=os.environ | environment,
     )  # fmt: skip
     lines = [line for line in done.stderr.splitlines(True) if not line.startswith(PROGRESS)]
     return Done(done.returncode, done.stdout, b"".join(lines))

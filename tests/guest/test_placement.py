@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import IMAGES, Host
+from harness import IMAGES, RUN_LIMIT, Host
 
 import pyvmm
 
@@ -100,7 +100,8 @@ def watch(begin: list[Seen] | None = None, **options: object) -> Seen:
 
     with machine(on_stdout=ready, **options) as vm:
         if begin is not None:
-            begin.append(first_sight(vm, "vcpu00"))
+            first_sight(vm, "vcpu00")
+            begin.append(look(vm.pid))  # the memory is read before the threads
         with pytest.raises(pyvmm.GuestError, match="stopped"):
             vm.wait()
     assert len(seen) == 1
@@ -108,14 +109,14 @@ def watch(begin: list[Seen] | None = None, **options: object) -> Seen:
 
 
 def first_sight(vm: pyvmm.Machine, *threads: str) -> Seen:
-    """A started machine's worker as soon as it has these threads."""
-    deadline = time.monotonic() + 60
+    """A started machine's worker as soon as it has these threads, and io: each with its name."""
+    deadline = time.monotonic() + RUN_LIMIT
     while time.monotonic() < deadline:
         with suppress(OSError, KeyError):
             seen = look(vm.pid)
-            if set(threads) <= set(seen.cpus):
+            if {"io", *threads} <= set(seen.cpus):
                 return seen
-    pytest.fail(f"no threads {threads} within a minute")
+    pytest.fail(f"no threads {threads} within {RUN_LIMIT:g} s")
 
 
 @pytest.fixture(scope="module")
@@ -172,14 +173,16 @@ def test_all_at_once_by_the_command(host: Host, pages: Reserve) -> None:
     before = pool_2m()
     last = str(CPUS[-1])
     running = host.start(
-        "sh", "-c", "echo ready; exec sleep 8", kernel="minimal", memory="128M", vcpus="2",
-        hugepages="2M", numa_node="0", cpu_list=last, prefault="",
+        "sh", "-c", "echo ready; until [ -e /go ]; do sleep 0.1; done", kernel="minimal",
+        memory="128M", vcpus="2", hugepages="2M", numa_node="0", cpu_list=last, prefault="",
+        name="placed",
     )  # fmt: skip
     running.until(b"ready")
     seen = look(running.worker())
     assert (seen.ram["KernelPageSize"], seen.ram["Private_Hugetlb"]) == (2048, MEMORY_KB)
     assert seen.policy == "bind:0"
     assert seen.cpus == dict.fromkeys(("main", "io", "vcpu00", "vcpu01"), last)
+    host.let_go("placed")
     warning = b"pyvmm: warning: 2 vCPUs share 1 host CPUs: timings will suffer\n"
     running.finish().check(0, b"ready\n", warning)
     assert pool_2m() == before

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from harness import Host, Running
@@ -37,11 +38,15 @@ def calls(counted_calls: Calls) -> Calls:
 
 def test_worker_that_is_stopped_goes_on(host: Host) -> None:
     """As by a debugger: the calls that are restarted."""
-    running = host.start("sh", "-c", "echo begins; sleep 2; echo ends", kernel="minimal")
+    script = "echo begins; until [ -e /go ]; do sleep 0.1; done; echo ends"
+    running = host.start("sh", "-c", script, kernel="minimal", name="stopped")
     running.until(b"begins\n")
     worker = running.worker()
     os.kill(worker, signal.SIGSTOP)
+    while Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)  # or SIGCONT takes it back
     os.kill(worker, signal.SIGCONT)
+    host.let_go("stopped")
     running.finish().check(0, b"begins\nends\n")
 
 
@@ -79,11 +84,19 @@ def test_driver_is_gone_with_what_is_held(host: Host) -> None:
 
 
 def test_connection_is_gone_after_something_was_held(host: Host) -> None:
-    script = "echo begins; sleep 1; head -c 4194304 /dev/zero; sleep 2; hostile hang-up"
-    running = host.start("sh", "-c", script, image="hostile", kernel="minimal", privileged="")
+    script = """
+        echo begins; sleep 1; head -c 4194304 /dev/zero
+        until [ -e /go ]; do sleep 0.1; done; hostile hang-up
+    """
+    running = host.start(
+        "sh", "-c", script, image="hostile", kernel="minimal", privileged="", name="held"
+    )
     stand_still(running, 3)
+    out = b"begins\n" + bytes(4 << 20)
+    running.until(out)
+    host.let_go("held")
     done = running.finish()
-    assert (done.code, done.out) == (125, b"begins\n" + bytes(4 << 20))
+    assert (done.code, done.out) == (125, out)
     assert done.err.startswith((ENDED, CLOSED))
 
 

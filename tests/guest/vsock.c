@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <linux/vm_sockets.h>
@@ -20,10 +21,13 @@ static char data[LONGEST], room[LONGEST];
 static int dial(unsigned port, int type)
 {
 	struct sockaddr_vm to = {.svm_family = AF_VSOCK, .svm_cid = 2, .svm_port = port};
+	const struct timeval patience = {.tv_sec = 600};
 	int fd = socket(AF_VSOCK, type, 0);
 
 	if (fd < 0)
 		err(1, "socket");
+	/* Linux gives up after 2 s, in which a busy host need not get to it. */
+	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience, sizeof(patience));
 	if (connect(fd, (struct sockaddr *)&to, sizeof(to))) {
 		puts(strerrorname_np(errno));
 		exit(0);

@@ -214,12 +214,19 @@ EXCHANGES: dict[str, list[tuple[str, bytes]]] = {
         ),
         (
             HOST,
-            b"\x05\x00\x00\x00\x02\x00\x00\x00line\r\x04\x00\x00\x00\x05\x00\x00\x002\x00\x84\x00",
+            b"\x05\x00\x00\x00\x02\x00\x00\x00line\r",
         ),
         (
             GUEST,
             b"\x04\x00\x00\x00\x0b\x00\x00\x00"
-            b"\x05\x00\x00\x00"
+            b"\x05\x00\x00\x00",
+        ),
+        (
+            HOST,
+            b"\x04\x00\x00\x00\x05\x00\x00\x002\x00\x84\x00",
+        ),
+        (
+            GUEST,
             b"\x08\x00\x00\x00\x03\x00\x00\x00"
             b"50 132\r\n"
             b"h\x00\x00\x00\x05\x00\x00\x00"

@@ -23,6 +23,7 @@ import pytest
 from .init_guest import (
     AGAIN,
     ARG,
+    BURN,
     CLOCK,
     CONFIG,
     END,
@@ -379,22 +380,22 @@ def test_stdin_that_nobody_wants_is_taken(guest) -> None:
 def test_kill_reaches_everyone(guest) -> None:
     g = guest()
     script = """
+        trap 'wait; echo parent; exit 5' TERM
         (trap 'echo child; exit' TERM; echo up; while :; do sleep 0.05; done) &
-        trap 'echo parent; exit 5' TERM
         while :; do sleep 0.05; done
     """
     g.send(frame(CONFIG, b"".join(record(ARG, a) for a in ("sh", "-c", script))))
-    g.until(STDOUT)
-    time.sleep(0.2)
+    g.until(STDOUT)  # both have their traps
     g.send(frame(KILL, struct.pack("<I", signal.SIGTERM)))
     r = g.finish()
     assert r.exit["code"] == 5
-    assert b"parent\n" in r.stdout
+    assert r.stdout == b"up\nchild\nparent\n"
 
 
 def test_init_sleeps_while_the_program_runs(shell) -> None:
     r = shell(
-        "sleep 0.3; "  # on a busy machine init may still be on its way to sleep
+        # On a busy machine init may still be on its way to sleep.
+        "until grep -q '^State:.S' /proc/1/status; do sleep 0.01; done; "
         "count() { grep ctxt_switches /proc/1/status; }; a=$(count); sleep 1; b=$(count); "
         'test "$a" = "$b" || echo "$a" "$b"'
     )
@@ -405,18 +406,20 @@ def test_init_sleeps_while_the_program_runs(shell) -> None:
 
 
 def test_orphans_are_reaped(shell) -> None:
-    r = shell("for i in 1 2 3 4 5; do (sleep 0.05 &) ; done; sleep 0.5; ps -eo stat,comm")
+    """Each is in /proc until somebody has waited for it."""
+    r = shell(
+        "for i in 1 2 3 4 5; do (sleep 0.05 & echo $! >> /orphans); done; "
+        "for pid in $(cat /orphans); do while [ -e /proc/$pid ]; do sleep 0.01; done; done; "
+        "wc -l < /orphans"
+    )
     assert r.exit["code"] == 0
-    assert b"sleep" not in r.stdout
-    assert b"Z" not in r.stdout.split(b"\n", 1)[1]
+    assert r.stdout == b"5\n"
 
 
 def test_leftovers_die_with_the_program(shell) -> None:
-    before = time.monotonic()
     r = shell("for i in $(seq 50); do setsid sleep 1000 & done; trap '' TERM; echo done")
     assert r.stdout == b"done\n"
     assert r.exit["code"] == 0
-    assert time.monotonic() - before < 20
 
 
 def test_leftovers_that_write_do_not_keep_the_run_open(shell) -> None:
@@ -631,11 +634,11 @@ def test_again_leaves_no_descriptor_open(guest) -> None:
 
 def test_again_usage_is_of_one_run(guest) -> None:
     """The first uses much, its orphans too; the second nothing."""
-    heavy = """
+    heavy = f"""
         [ -e /been ] && exec true
         touch /been
         (head -c 50000000 /dev/zero | tail -c 40000000 | wc -c) &
-        i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done
+        {BURN}
         wait
     """
     g = shell_guest(guest, heavy)
@@ -644,8 +647,8 @@ def test_again_usage_is_of_one_run(guest) -> None:
     second = g.finish().exit
     assert first["peak_rss"] >= 40_000_000
     assert second["peak_rss"] < 10_000_000
-    assert first["user_us"] > 50_000
-    assert second["user_us"] + second["system_us"] < 50_000
+    assert first["user_us"] + first["system_us"] >= 1_000_000
+    assert second["user_us"] + second["system_us"] < 1_000_000
     assert first["minor_faults"] > 9_000
     assert second["minor_faults"] < 1_000
 

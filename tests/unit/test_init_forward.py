@@ -202,10 +202,11 @@ def test_many(held) -> None:
 
 def test_a_forwarder_that_is_killed_is_made_again(held) -> None:
     """By root in the guest, which ends the sessions with it."""
-    g = held(8000)
-    for _ in range(3):
-        server = serve(g, "echo", 8000)
-        s = connect(g, 8000)
+    ports = (8000, 8001, 8002)  # a server that is killed may have its port for a while
+    g = held(*ports)
+    for port in ports:
+        server = serve(g, "echo", port)
+        s = connect(g, port)
         s.sendall(b"hello")
         assert s.recv(5) == b"hello"
         killer = g.session("/bin/sh", "-c", "kill -9 -1")
