@@ -218,8 +218,7 @@ EXCHANGES: dict[str, list[tuple[str, bytes]]] = {
         ),
         (
             GUEST,
-            b"\x04\x00\x00\x00\x0b\x00\x00\x00"
-            b"\x05\x00\x00\x00",
+            b"\x04\x00\x00\x00\x0b\x00\x00\x00\x05\x00\x00\x00",
         ),
         (
             HOST,

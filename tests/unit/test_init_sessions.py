@@ -183,7 +183,6 @@ def test_large_output_of_many_at_once(busy, root: Path) -> None:
 def test_usage_is_its_own(busy) -> None:
     g = busy()
 
-
     def used(r: Run) -> int:
         return r.exit["user_us"] + r.exit["system_us"]
 
