@@ -40,8 +40,11 @@ class Listener:
     def end(self) -> None:
         """Have accept() fail, and let go of the name."""
         sock = self._sock()
-        if sock is not None and sock.fileno() >= 0:
-            sock.shutdown(socket.SHUT_RDWR)
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # whoever has it has closed it
         os.close(self._name)
 
 

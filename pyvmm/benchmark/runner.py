@@ -76,6 +76,7 @@ class Trial:
     ) -> None:
         self._subject, self._schedule, self._stack, self._tell = subject, schedule, stack, tell
         self._machine: Machine | None = None
+        self._stopped = False
         self.benchmark = Benchmark(
             subject.name,
             subject.image,
@@ -106,7 +107,8 @@ class Trial:
             del series.samples[runs:]
 
     def stop(self) -> None:
-        """End the run that is being made, from another thread."""
+        """End the run that is being made, from another thread; one that is about to begin, too."""
+        self._stopped = True
         if self._machine:
             self._machine.stop()
 
@@ -128,12 +130,19 @@ class Trial:
         if self._schedule.mode == "fresh-vm":
             self._machine = self._new(repeat=False)
             with self._machine as machine:
+                self._heed(machine)
                 return machine.wait()
         if self._machine is None:
             machine = self._new(repeat=True)
             self._machine = self._stack.enter_context(machine)
+            self._heed(machine)
             return self._machine.wait()
         return self._machine.again()
+
+    def _heed(self, machine: Machine) -> None:
+        """Of a stop() before there was a worker to tell, the machine knows nothing."""
+        if self._stopped:
+            machine.stop()
 
     def _new(self, repeat: bool) -> Machine:
         subject = self._subject
