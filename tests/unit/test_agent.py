@@ -167,7 +167,8 @@ class TestExec:
         sock, _ = start(GREETING, frame(FAILED, struct.pack("<I", 127) + b"no p"), frame(END))
         assert exec_(sock, Command(["p"]), limit=9) == ExecResult(127, failure="no p")
 
-    def test_killed_when_it_is_late(self, start: Start) -> None:
+    def test_killed_when_it_is_late(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pyvmm.agent.process.KILL_GRACE", 60.0)
         sock, agent = start(GREETING, BEGUN, frame(STDOUT, b"a"), CONFIG, KILL, over(137, 9))
         result = exec_(sock, Command(["p"]), limit=9, timeout=0.1)
         agent.join()
@@ -325,7 +326,8 @@ class TestAsync:
         assert result == ExecResult(3, b"out", usage=Usage(*COUNTS, 0), seconds=2.5)
         assert agent.heard == [(CONFIG, command.frame()[8:]), (STDIN, b"in"), (STDIN, b"")]
 
-    def test_killed_when_it_is_late(self, start: Start) -> None:
+    def test_killed_when_it_is_late(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pyvmm.agent.aio.KILL_GRACE", 60.0)
         sock, agent = start(GREETING, BEGUN, frame(STDOUT, b"a"), CONFIG, KILL, over(137, 9))
         result = asyncio.run(exec_async(sock, Command(["p"]), input=None, limit=9, timeout=0.1))
         agent.join()

@@ -172,7 +172,7 @@ class TestAgain:
             assert (exchange.session.started_ns, exchange.session.ended_ns) == (start, start + 7)
             assert result.usage == results.Usage(*[start] * 10, 0)
             assert result.cpus == 2
-        agent.join(10)
+        agent.join(60)
         missing = {"/f": "the run ended before it was sent"}
         assert found == [
             (3, b"one", {"/f": b"file"}, {}),
@@ -184,7 +184,8 @@ class TestAgain:
         assert agent.heard[0][1:] == sent
         assert agent.heard[1:] == [[(AGAIN, b""), *sent]] * 2
 
-    def test_after_a_time_out(self, ends) -> None:
+    def test_after_a_time_out(self, ends, monkeypatch) -> None:
+        monkeypatch.setattr("pyvmm.exchange.KILL_GRACE", 60.0)
         ours, theirs = ends
         exchange = self.exchange(ours, timeout=0.1)
         killed = frame(EXIT, struct.pack("<II12Q", 137, 9, 60, *[0] * 11)) + frame(END)
@@ -197,7 +198,7 @@ class TestAgain:
         assert exchange.run()
         assert exchange.session.result.timed_out
         assert exchange.again()
-        agent.join(10)
+        agent.join(60)
         result = exchange.session.finish()
         assert (result.timed_out, result.exit_code, result.stdout) == (False, 0, b"fine")
         assert agent.heard[0][1:] == [(KILL, struct.pack("<I", 9))]

@@ -375,7 +375,7 @@ class TestThreads:
             queue.kick()
             poll = select.poll()
             poll.register(device.irq, select.POLLIN)
-            poll.poll(10_000)
+            poll.poll(60_000)
             lib.vm_stop(machine.core)
             assert queue.take_all() == [(head, 16)]
             os._exit(0)

@@ -285,6 +285,8 @@ class TestHostileWorker:
             socket.send_fds(worker.channel, [MESSAGE.pack(9, 1, 1, 1)], [null.fileno()] * 50)
             worker.ask(5, 7, 0xFFFFFFFD)  # flags that mean nothing yet
             worker.takes_socket(ACCEPT, 5, 0, 0).close()
+            worker.ask(6, 8)
+            worker.takes(REFUSE, 6, 0, 0)  # by now the thread has closed its copy
             assert len(os.listdir("/proc/self/fd")) == before
             listener.accept()[0].close()
 
