@@ -1,5 +1,6 @@
 /* The machine's I/O ports and the way to the host. */
 #include <linux/reboot.h>
+#include <linux/time_types.h>
 
 #include "init.h"
 #include "sys.h"
@@ -67,9 +68,11 @@ int host_connect(void)
 	long fd = sys_socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	long err = fd;
 
-	sys_setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience, sizeof(patience));
-	if (fd >= 0)
+	if (fd >= 0) {
+		sys_setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience,
+			       sizeof(patience));
 		err = sys_connect(fd, &host, sizeof(host));
+	}
 	if (err < 0)
 		fail_errno(CODE_INTERNAL, "vsock: connecting to CID 2, port 1024", err);
 	return fd;
