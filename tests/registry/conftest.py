@@ -37,12 +37,15 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     monkeypatch.setattr(retry, "FIRST_DELAY", 0.01)
 
     def fail(_number: int, _frame: object) -> None:
-        pytest.fail("a minute is over")
+        pytest.fail("five minutes are over")
 
+    # Of whoever started us in the background it would be ignored, by what we start as well.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGALRM, fail)
-    signal.alarm(60)
+    signal.alarm(300)
     yield
     signal.alarm(0)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import images
@@ -77,8 +78,11 @@ def blobs(store: Store) -> set[str]:
 def partial(store: Store) -> dict[str, int]:
     """The sizes of what is there in part, by digest."""
     directory = Path(store.path, "partial")
-    found = directory.iterdir() if directory.exists() else []
-    return {path.name.replace("-", ":"): path.stat().st_size for path in found}
+    found = {}
+    for path in directory.iterdir() if directory.exists() else []:
+        with suppress(FileNotFoundError):  # whole by now
+            found[path.name.replace("-", ":")] = path.stat().st_size
+    return found
 
 
 def two_layers(path: Path, size: int = 1 << 20) -> tuple[str, list[str], list[int]]:

@@ -8,7 +8,7 @@ import base64
 import http.client
 import json
 import os
-import socket
+import re
 import subprocess
 import threading
 import time
@@ -22,12 +22,6 @@ from urllib.parse import parse_qs, urlsplit
 USER, PASSWORD = "somebody", "secret word"
 # Of PASSWORD, by libcrypt; docker-registry takes nothing but bcrypt, which Python does not have.
 HTPASSWD = f"{USER}:$2b$04$sIzocJTY9iFZS4iloQ0ZZeVWFWxQ6ZpqmxIf6y1Xvnb1tDJF4wYTq\n"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def openssl(*arguments: str | Path, data: bytes | None = None) -> bytes:
@@ -75,15 +69,13 @@ class Registry:
     """A docker-registry; ``more`` is of its configuration."""
 
     def __init__(self, path: Path, more: dict[str, Any] | None = None) -> None:
-        self.port = free_port()
-        self.host = f"localhost:{self.port}"
         more = more or {}
         configuration = {
             "version": "0.1",
-            "log": {"level": "error"},
+            "log": {"level": "info", "accesslog": {"disabled": True}},
             "storage": {"filesystem": {"rootdirectory": str(path)}},
             **more,
-            "http": {"addr": f"127.0.0.1:{self.port}", **more.get("http", {})},
+            "http": {"addr": "127.0.0.1:0", **more.get("http", {})},
         }
         path.mkdir()
         (path / "config.yml").write_text(json.dumps(configuration))  # which is YAML as well
@@ -91,13 +83,17 @@ class Registry:
             self._process = subprocess.Popen(
                 ["docker-registry", "serve", str(path / "config.yml")], stdout=log, stderr=log
             )
-        for _ in range(500):
-            try:
-                socket.create_connection(("127.0.0.1", self.port)).close()
-                return
-            except ConnectionRefusedError:
-                time.sleep(0.02)
-        raise AssertionError((path / "log").read_text())
+        self.port = self._listening(path / "log")
+        self.host = f"localhost:{self.port}"
+
+    def _listening(self, log: Path) -> int:
+        """The port that it has chosen, once it listens there."""
+        deadline = time.monotonic() + 60
+        while not (found := re.search(r'listening on 127\.0\.0\.1:(\d+)[",]', log.read_text())):
+            assert self._process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        return int(found[1])
 
     def stop(self) -> None:
         self._process.kill()
@@ -120,7 +116,9 @@ class Registry:
 
 @dataclass
 class Request:
-    """One that a server got, and the number of bytes of the body that it answered with."""
+    """One that a server got, and the number of bytes of the body that it answered with: counted
+    before they leave, since whoever has them may look.
+    """
 
     method: str
     path: str
@@ -163,8 +161,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, request: Request, status: int, body: bytes, **headers: str) -> None:
         self.head(request, status, {"Content-Length": str(len(body)), **headers})
-        self.wfile.write(body)
         request.sent += len(body)
+        self.wfile.write(body)
 
     def head(self, request: Request, status: int, headers: dict[str, str]) -> None:
         request.status = status
@@ -249,7 +247,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     cut: int = -1  # bytes of the body after which the connection is closed
-    stall: float = 0.0  # seconds to wait, at ``cut``
+    stalls: bool = False  # nothing comes any more at ``cut``, and it stays open
     flip: int = -1  # the byte that is changed
     extra: int = 0  # bytes more, or fewer, than there should be
     unsaid: bool = False  # no Content-Length
@@ -265,7 +263,12 @@ class Front(Server):
         self._registry = registry
         self.faults: list[Fault] = []
         self._lock = threading.Lock()
+        self._over = threading.Event()
         self.delay = 0.0  # seconds before each 64 KiB
+
+    def stop(self) -> None:
+        self._over.set()
+        super().stop()
 
     def sent(self, digest: str) -> int:
         """How many bytes of a blob left here."""
@@ -313,15 +316,15 @@ class Front(Server):
             if 0 <= fault.cut < start + len(piece):
                 piece = piece[: fault.cut - start]
             time.sleep(self.delay)
+            request.sent += len(piece)
             if fault.chunked:
                 handler.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             else:
                 handler.wfile.write(piece)
-            request.sent += len(piece)
             if 0 <= fault.cut <= request.sent:
-                time.sleep(fault.stall)
-                if not fault.stall:
-                    handler.close_connection = True
-                    return
+                if fault.stalls:
+                    self._over.wait()
+                handler.close_connection = True
+                return
         if fault.chunked:
             handler.wfile.write(b"0\r\n\r\n")

@@ -86,22 +86,26 @@ def test_from_pull_to_prune(
 
 
 def test_bars_on_a_terminal(
-    registry: Registry, environment: dict[str, str], pyvmm: Call, tmp_path: Path
+    registry: Registry, environment: dict[str, str], tmp_path: Path
 ) -> None:
     pytest.importorskip("rich")
     digest, layers, _ = two_layers(tmp_path / "image")
     reference = registry.push(tmp_path / "image", "bars")
     ours, terminal = pty.openpty()
-    done = pyvmm("image", "pull", reference, stderr=terminal)
-    os.close(terminal)
+    line = [*PYVMM, "image", "pull", reference]
     shown = b""
-    while True:
-        try:
-            shown += os.read(ours, 1 << 16)
-        except OSError:  # EIO: nobody has the other end
-            break
+    with subprocess.Popen(
+        line, env=environment, text=True, stdout=subprocess.PIPE, stderr=terminal
+    ) as pulling:
+        os.close(terminal)
+        while True:  # meanwhile: a terminal holds little
+            try:
+                shown += os.read(ours, 1 << 16)
+            except OSError:  # EIO: nobody has the other end
+                break
+        out, _ = pulling.communicate()
     os.close(ours)
-    assert (done.returncode, done.stdout) == (0, f"{digest}\n")
+    assert (pulling.returncode, out) == (0, f"{digest}\n")
     for each in layers:
         assert each[7:19].encode() in shown
     assert b"1.0/1.0 MiB" in shown
@@ -149,14 +153,14 @@ def test_interrupted(
     digest, layers, _ = two_layers(tmp_path / "image")
     registry.push(tmp_path / "image", "interrupted")
     reference = f"{front.host}/interrupted"
-    front.faults += [Fault(each, cut=500_000, stall=60) for each in layers]
+    front.faults += [Fault(each, cut=500_000, stalls=True) for each in layers]
     line = [*PYVMM, "image", "pull", reference]
     with subprocess.Popen(line, env=environment, stderr=subprocess.PIPE) as pulling:
         while sum(partial(store).values()) < 100_000:
             assert pulling.poll() is None
             time.sleep(0.01)
         pulling.send_signal(signal.SIGINT)
-        _, err = pulling.communicate(timeout=20)
+        _, err = pulling.communicate(timeout=60)
     assert pulling.returncode == 130
     assert b"Traceback" not in err
     assert store.find(reference) is None

@@ -22,6 +22,7 @@ from pyvmm.oci.registry import _REDIRECTS_MAX
 from pyvmm.oci.store import Store
 
 EVER = 1000
+PATIENCE = 7.0  # seconds: more than a machine with much to do stands still
 SIZE = 1 << 20
 AGAIN = r"; trying again in \d+\.\d s"
 
@@ -234,8 +235,11 @@ def test_a_part_that_is_too_long(front: Front, store: Store, image: Image) -> No
 
 
 def test_silence(front: Front, store: Store, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "READ_TIMEOUT", 0.3)
-    front.faults = [Fault("/manifests/", cut=0, stall=2), Fault(image.first, cut=300_000, stall=2)]
+    monkeypatch.setattr(http, "READ_TIMEOUT", PATIENCE)
+    front.faults = [
+        Fault("/manifests/", cut=0, stalls=True),
+        Fault(image.first, cut=300_000, stalls=True),
+    ]
     _, recorder = get(store, image.reference)
     assert lines(recorder.lines) == [f"{front.host}: does not answer"] * 2
     assert ranges(front, image.first) == ["", "bytes=300000-"]
@@ -244,8 +248,9 @@ def test_silence(front: Front, store: Store, image: Image, monkeypatch: pytest.M
 def test_slow_but_alive(
     front: Front, store: Store, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "READ_TIMEOUT", 0.3)
-    front.delay = 0.05
+    monkeypatch.setattr(http, "READ_TIMEOUT", PATIENCE)
+    front.delay = 0.5
+    assert front.delay * image.size / (1 << 16) > PATIENCE
     _, recorder = get(store, image.reference)
     assert recorder.lines == []
 

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import images
 import pytest
 from pulling import Recorder, blobs, get, noise, partial, refused, two_layers
-from servers import Fault, Front, Registry, free_port
+from servers import Fault, Front, Registry
 
 from pyvmm.errors import ImageError
 from pyvmm.oci import download
@@ -215,8 +216,10 @@ def test_not_there(registry: Registry, store: Store, tmp_path: Path) -> None:
 
 
 def test_nobody_there(store: Store) -> None:
-    host = f"localhost:{free_port()}"
-    assert refused(store, f"{host}/a:b") == f"{host}: cannot be reached: Connection refused"
+    with socket.socket() as taken:  # and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert refused(store, f"{host}/a:b") == f"{host}: cannot be reached: Connection refused"
     message = refused(store, "registry.invalid/a:b")
     assert message.startswith("registry.invalid: cannot be reached: ")
 
@@ -266,7 +269,7 @@ def test_resumed(how: str, front: Front, store: Store, tmp_path: Path) -> None:
     _, layers, sizes = two_layers(tmp_path / "image", 3 << 20)
     front._registry.push(tmp_path / "image", f"resumed/{how.lower()}:1")
     reference = f"{front.host}/resumed/{how.lower()}:1"
-    front.faults = [Fault(digest, cut=2 << 20, stall=20) for digest in layers]
+    front.faults = [Fault(digest, cut=2 << 20, stalls=True) for digest in layers]
     process = start(reference, store)
     while sum(front.sent(digest) for digest in layers) < 4 << 20:
         time.sleep(0.01)
