@@ -29,7 +29,7 @@ SAID = b"ok\n"
 COLLECTED = 8 << 16
 TARGETS = (("caller",), ("server",), ("worker",), ("caller", "worker"))
 AT_ONCE = 2
-GONE_IN = 5.0  # seconds for all of a run to be gone once its caller is
+GONE_IN = 60.0  # seconds for all of a run to be gone once its caller is
 ENDS_IN = 120.0  # seconds for a caller to end whose worker was killed, or that nobody disturbs
 
 
@@ -82,11 +82,19 @@ class Command:
         while self.process.poll() is None:
             running = self._running()
             if running.keys() >= set(moment.targets):
-                for target in moment.targets:
-                    os.kill(running[target], signal.SIGKILL)
-                return True
+                killed = [self._killed(running[target]) for target in moment.targets]
+                if any(killed):
+                    return True
             time.sleep(0.0005)
         return False
+
+    @staticmethod
+    def _killed(pid: int) -> bool:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:  # it had ended, perhaps of what was killed before it
+            return False
+        return True
 
     def _running(self) -> dict[str, int]:
         found, pid = {}, self.process.pid

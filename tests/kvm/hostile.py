@@ -25,7 +25,7 @@ MiB = 1 << 20
 MEMORY, DISK = 64 * MiB, 16 * MiB
 BESIDE = 64 * MiB
 """What a worker may have beside its guest's RAM: the interpreter, the device's buffers."""
-GONE_IN = 2.0  # seconds
+GONE_IN = 60.0  # seconds
 
 FLAGS = (
     *("-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-nostdlib", "-static"),

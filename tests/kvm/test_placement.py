@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from pyvmm._core import lib
 from pyvmm import layout
 
 from .test_guests import GiB
-from .tiny import FOREVER, RESET, Guest, fetch, store, text
+from .tiny import FOREVER, RESET, Guest, fetch, store, tasks, text
 
 PAGES = {"2M": 2 << 20, "1G": GiB}
 
@@ -55,10 +54,10 @@ def mapping(address: int) -> dict[str, int]:
 def threads() -> dict[str, str]:
     """Where this process's threads may run, by their names."""
     found = {}
-    for task in Path("/proc/self/task").iterdir():
+    for name, task in tasks().items():
         (cpus,) = [line for line in (task / "status").read_text().splitlines()
                    if line.startswith("Cpus_allowed_list:")]  # fmt: skip
-        found[(task / "comm").read_text().strip()] = cpus.split()[1]
+        found[name.rpartition(" ")[0]] = cpus.split()[1]
     return found
 
 
@@ -126,9 +125,7 @@ def test_pins(kvm_fd):
             guest.start()
         finally:
             os.sched_setaffinity(0, cpus)
-        deadline = time.monotonic() + 20
-        while guest.ring.written < 3 and time.monotonic() < deadline:
-            time.sleep(0.001)
+        guest.until_printed(3)
         found = threads()
         lib.vm_stop(guest.core)
     assert {name: found[name] for name in ("vcpu00", "vcpu01", "vcpu02", "io")} == {

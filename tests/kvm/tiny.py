@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import select
 import struct
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 from pyvmm._core import ffi, lib
@@ -20,6 +23,7 @@ CODE = 0x100000  # of protected and long mode
 REAL_CODE = 0x1000
 STACK = 0x8000
 RING = 4096
+PF_EXITING = 4  # proc_pid_stat(5), linux/sched.h
 
 # ---- an assembler for what the tests need (Intel SDM 2) ----
 
@@ -56,6 +60,19 @@ def until_word_is(address: int, value: int) -> bytes:
     """Poll a 16-bit word (long mode): cmp word [rbx], value; jne back."""
     loop = b"\x66\x81\x3b" + struct.pack("<H", value)
     return load_rbx(address) + loop + b"\x75" + struct.pack("b", -(len(loop) + 2))
+
+
+def tasks() -> dict[str, Path]:
+    """This process's threads in /proc by their names, but for the kernel's own and those that end:
+    one that was joined may be there for a while.
+    """
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # gone meanwhile
+            name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
+            if not int(rest.split()[6]) & PF_EXITING and not name.startswith("kvm-nx-"):
+                found[f"{name} {task.name}"] = task
+    return found
 
 
 PRINT_EAX = set_dx(layout.PORT_SERIAL) + (b"\xee" + b"\xc1\xe8\x08") * 4  # out dx, al; shr eax, 8
@@ -172,7 +189,13 @@ class Guest:
         check(lib.vm_spawn(self.core))
         check(lib.vm_start(self.core))
 
-    def wait(self, timeout: float = 20) -> None:
+    def until_printed(self, count: int) -> None:
+        """Wait until so many bytes are on the console."""
+        deadline = time.monotonic() + 60
+        while self.ring.written < count and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def wait(self, timeout: float = 60) -> None:
         """Wait for the guest's own end."""
         poll = select.poll()
         poll.register(lib.vm_done_fd(self.core), select.POLLIN)
