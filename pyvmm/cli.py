@@ -153,7 +153,10 @@ def _run(a: Values) -> int:
                 say(f"{port} is the guest's port {port.guest_port}")
         if machine.ready_after is not None:
             say(f"ready after {machine.ready_after:.2f} s")
-        return _deliver(_wait(machine, a), outputs, a)
+        code = _deliver(_wait(machine, a), outputs, a)
+        if a.hugepages:
+            machine.kill()  # which waits until they are back: the next run looks for them
+        return code
     except BaseException:
         machine.kill()
         raise
