@@ -21,6 +21,7 @@ from pyvmm.oci import open_image
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "build" / "guest-images"
+UNTIL_GO = "until [ -e /go ]; do sleep 0.1; done; "  # for a program: Host.let_go()
 HANG = ROOT / "build" / "guest-hang.txt"
 RUN_LIMIT = 180.0  # seconds; above what pyvmm itself allows for a boot
 EVENT_LIMIT = 60.0  # seconds from what ends a VM to the end of the command: a dead man's

@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from harness import EVENT_LIMIT, Done, Host, Running, gone
+from harness import EVENT_LIMIT, UNTIL_GO, Done, Host, Running, gone
 
 CONSOLE = b"--- the guest's console ends with:\n"
 VERBOSE = "loglevel=7"
@@ -52,9 +52,11 @@ def test_16_panic_without_a_console_driver(host: Host, kernel: str) -> None:
 
 def test_16_panic_while_the_program_runs(host: Host, kernel: str) -> None:
     running = host.start(
-        "sh", "-c", "echo before; probe eat", kernel=kernel, memory="192M", console="",
-        cmdline_extra="sysctl.vm.panic_on_oom=1",
+        "sh", "-c", f"echo before; {UNTIL_GO} probe eat", kernel=kernel, memory="192M", console="",
+        cmdline_extra="sysctl.vm.panic_on_oom=1", name="eats",
     )  # fmt: skip
+    running.until(b"before\n")  # what is still in the guest's queues is lost with it
+    host.let_go("eats")
     done = ended_by(running, b"Kernel panic - not syncing: ")
     assert (done.code, done.out) == (125, b"before\n")
     message = (

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from harness import RUN_LIMIT, Done, Host, Running
+from harness import RUN_LIMIT, UNTIL_GO, Done, Host, Running
 
 MiB = 1 << 20
 GRACE = 5.0  # seconds that a guest has after its program's time (pyvmm/exchange.py)
@@ -157,13 +157,14 @@ def test_connection_stolen_and_lied_on(host: Host) -> None:
 
 def test_init_halted(host: Host) -> None:
     """Nobody there to kill the program: the machine ends all the same."""
-    running = attack(
-        host, "sh", "-c", "echo begins; hostile halt-init", privileged="", timeout="10"
-    )
-    done = late(running, 10)
+    script = f"echo begins; {UNTIL_GO} hostile halt-init"
+    running = attack(host, "sh", "-c", script, privileged="", timeout="15", name="halts")
+    running.until(b"begins\n")  # init passes it on
+    host.let_go("halts")
+    done = late(running, 15)
     assert done.code == 124
     assert done.out in (b"begins\n", b"begins\nattached\n")
-    assert done.err == b"pyvmm: timed out after 10 s\n"
+    assert done.err == b"pyvmm: timed out after 15 s\n"
 
 
 def test_a_run_after_all_this_is_fine(host: Host) -> None:

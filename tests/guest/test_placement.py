@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import IMAGES, RUN_LIMIT, Host
+from harness import IMAGES, RUN_LIMIT, UNTIL_GO, Host
 
 import pyvmm
 
@@ -173,9 +173,8 @@ def test_all_at_once_by_the_command(host: Host, pages: Reserve) -> None:
     before = pool_2m()
     last = str(CPUS[-1])
     running = host.start(
-        "sh", "-c", "echo ready; until [ -e /go ]; do sleep 0.1; done", kernel="minimal",
-        memory="128M", vcpus="2", hugepages="2M", numa_node="0", cpu_list=last, prefault="",
-        name="placed",
+        "sh", "-c", f"echo ready; {UNTIL_GO}", kernel="minimal", memory="128M", vcpus="2",
+        hugepages="2M", numa_node="0", cpu_list=last, prefault="", name="placed",
     )  # fmt: skip
     running.until(b"ready")
     seen = look(running.worker())

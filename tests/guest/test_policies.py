@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Host, Running
+from harness import UNTIL_GO, Host, Running
 from policy_calls import Calls, lines
 
 from pyvmm import seccomp
@@ -38,7 +38,7 @@ def calls(counted_calls: Calls) -> Calls:
 
 def test_worker_that_is_stopped_goes_on(host: Host) -> None:
     """As by a debugger: the calls that are restarted."""
-    script = "echo begins; until [ -e /go ]; do sleep 0.1; done; echo ends"
+    script = f"echo begins; {UNTIL_GO} echo ends"
     running = host.start("sh", "-c", script, kernel="minimal", name="stopped")
     running.until(b"begins\n")
     worker = running.worker()
@@ -84,10 +84,7 @@ def test_driver_is_gone_with_what_is_held(host: Host) -> None:
 
 
 def test_connection_is_gone_after_something_was_held(host: Host) -> None:
-    script = """
-        echo begins; sleep 1; head -c 4194304 /dev/zero
-        until [ -e /go ]; do sleep 0.1; done; hostile hang-up
-    """
+    script = f"echo begins; sleep 1; head -c 4194304 /dev/zero; {UNTIL_GO} hostile hang-up"
     running = host.start(
         "sh", "-c", script, image="hostile", kernel="minimal", privileged="", name="held"
     )
