@@ -4,6 +4,7 @@ that it has the worker's walls around it. What it must not leave behind is check
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -87,14 +88,18 @@ class Host:
 @contextmanager
 def nothing_left() -> Iterator[None]:
     """No descriptor and no process more than before; the server is the one that may stay."""
+    gc.disable()  # what other tests have left to it may have descriptors
     before = len(os.listdir("/proc/self/fd")) if workers() is not None else None
-    yield
-    deadline = time.monotonic() + GONE_IN
-    while workers() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert workers() == []
-    if before is not None:
-        assert len(os.listdir("/proc/self/fd")) == before
+    try:
+        yield
+        deadline = time.monotonic() + GONE_IN
+        while workers() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert workers() == []
+        if before is not None:
+            assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
 
 
 def workers() -> list[str] | None:

@@ -286,4 +286,7 @@ def guest(built: Path, root: Path):
     for g in guests:
         g.process.kill()
         g.process.wait()
-        g.sock.close()
+        assert g.process.stdout
+        g.process.stdout.close()
+        for c in (g, *g.connections):
+            c.sock.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -57,13 +58,17 @@ class Worker:
 @contextmanager
 def switch() -> Iterator[tuple[Vsock, Worker]]:
     """A Vsock and its worker; what was opened is closed again."""
+    gc.disable()  # what other tests have left to it may have descriptors
     before = sorted(os.listdir("/proc/self/fd"))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     vsock = Vsock(ours)
-    with theirs:
-        yield vsock, Worker(theirs)
-        vsock.close()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    try:
+        with theirs:
+            yield vsock, Worker(theirs)
+            vsock.close()
+        assert sorted(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
 
 
 @contextmanager

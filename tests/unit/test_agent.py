@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pty
 import signal
@@ -89,12 +90,16 @@ def start() -> Iterator[Start]:
         agents.append(Agent(theirs, *steps))
         return ours, agents[-1]
 
+    gc.disable()  # what other tests have left to it may have descriptors
     before = set(os.listdir("/proc/self/fd"))
-    yield begin
-    for agent in agents:
-        agent.join(60)
-        assert not agent.is_alive()
-    assert set(os.listdir("/proc/self/fd")) == before
+    try:
+        yield begin
+        for agent in agents:
+            agent.join(60)
+            assert not agent.is_alive()
+        assert set(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
 
 
 def records(payload: bytes) -> list[tuple[int, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -329,6 +330,7 @@ def test_errors_leave_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
         raise HostError("no /dev/kvm")
 
     WorkerProcess().close()
+    gc.collect()  # what other tests have left to it may have descriptors
     before = sorted(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(launch, "open_kvm", refuse)
     for _ in range(3):
