@@ -317,7 +317,9 @@ void target_end(void)
 	if (hostile || !devices[0].running || (messages && odd_buffers))
 		return;
 	check(idle == 2, "there is no end");
-	check(restarted || !resets_sent || events_seen, "no event of the transport's reset");
+	if (devices[0].queue[QUEUE_EVENT].avail_idx) /* or RX buffers have taken all memory */
+		check(restarted || !resets_sent || events_seen,
+		      "no event of the transport's reset");
 	for (unsigned i = 0; i < FLOWS; i++)
 		if (flows[i].used)
 			check_flow(&flows[i]);
