@@ -118,13 +118,20 @@ static void vsock_packet(struct vsock *v, struct chain *ch)
 }
 
 /* How many packets more than one to wait for. While the guest does nothing but send, it is kicks
- * that cost most: one for each half of its window is enough. Should it stop short of that, the loop
- * looks after a moment (vsock_quiet()). */
+ * that cost most: one for each half of its window is enough. While it is sent more than it has
+ * buffers for, it mostly tells of credit, and RX's next kick does as well. Should it stop short of
+ * that, the loop looks after a moment (vsock_quiet()). */
 static uint16_t vsock_put_off(const struct vsock *v, unsigned packets, uint32_t bytes)
 {
+	uint16_t most = v->dev.vq[QUEUE_TX].num / 4;
+
+	if (v->n_resets == MAX_RESETS)
+		return 0; /* it is not served before RX is */
+	if (v->rx_short && !bytes)
+		return most;
 	if (v->streamed < STREAM || !packets || !bytes)
 		return 0;
-	return (uint16_t)MIN(v->dev.vq[QUEUE_TX].num / 4, WINDOW / 2 / (bytes / packets + 1));
+	return (uint16_t)MIN(most, WINDOW / 2 / (bytes / packets + 1));
 }
 
 /* That a used buffer of this queue is used the driver hears with the next interrupt for RX, when
@@ -195,16 +202,20 @@ static void vsock_linger(struct vsock *v)
 /* Serve RX, and TX if it waited for that, until neither can go on. */
 static void vsock_go_on(struct vsock *v)
 {
+	bool was_short = v->rx_short;
+
 	vsock_serve_event(v);
 	vsock_serve_rx(v);
-	while (v->tx_waits && v->n_resets < MAX_RESETS && vsock_may_serve(v, QUEUE_TX)) {
+	while ((v->tx_waits || v->rx_short != was_short) && v->n_resets < MAX_RESETS &&
+	       vsock_may_serve(v, QUEUE_TX)) {
+		was_short = v->rx_short;
 		vsock_serve_tx(v);
 		vsock_serve_rx(v);
 	}
 	vsock_linger(v);
 }
 
-/* The host has done something. What the guest put off telling us is looked at, too. */
+/* The host has done something, or the guest. What that put off telling us is looked at, too. */
 void vsock_run(struct vsock *v)
 {
 	if (v->put_off && vsock_may_serve(v, QUEUE_TX) && virtq_waits(&v->dev.vq[QUEUE_TX]))
@@ -218,19 +229,22 @@ static void vsock_serve(struct virtio_dev *dev, unsigned q)
 
 	if (q == QUEUE_TX)
 		vsock_serve_tx(v);
-	vsock_go_on(v);
+	vsock_run(v);
 }
 
-/* The driver has said nothing for a moment: it may be waiting for us. Or it sends so slowly that a
- * look now and then costs less than its kicks. */
+/* The driver has said nothing for a moment: it may be waiting for us, or for a CPU, and after some
+ * such moments it is no stream. Or it sends so slowly that a look now and then costs less than its
+ * kicks. */
 static void vsock_quiet(struct virtio_dev *dev)
 {
 	struct vsock *v = (struct vsock *)dev;
 
 	if (!vsock_may_serve(v, QUEUE_TX))
 		return;
-	if (!virtq_waits(&dev->vq[QUEUE_TX]))
-		v->streamed = 0;
+	if (!virtq_waits(&dev->vq[QUEUE_TX])) {
+		v->streamed = MIN(v->streamed, STREAM) / 4 * 3;
+		v->rx_short = false;
+	}
 	vsock_serve_tx(v);
 	virtio_notify(dev, &dev->vq[QUEUE_TX]);
 	for (struct conn *c = NULL; v->starved && (c = table_used(v, c));)
@@ -262,6 +276,7 @@ static void vsock_reset(struct virtio_dev *dev)
 	vsock_forget(v);
 	v->tx_waits = v->event_waits = false;
 	v->put_off = 0;
+	v->rx_short = false;
 }
 
 static void vsock_free(struct virtio_dev *dev)

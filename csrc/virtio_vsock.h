@@ -145,10 +145,11 @@ struct vsock {
 		uint16_t type;
 	} resets[MAX_RESETS];
 	unsigned n_resets;
-	uint32_t streamed; /* bytes by the guest since it was sent any, or fell silent */
+	uint32_t streamed; /* bytes by the guest since it was sent any; fewer if it falls silent */
 	uint16_t put_off;  /* how many packets may come before TX's next kick */
 	struct vsock_gather gather;
 	struct vsock_scatter scatter;
+	bool rx_short;	  /* RX had room for some of what there is, and none is left */
 	bool tx_waits;	  /* until there is room for the resets that its packets may need */
 	bool event_waits; /* TRANSPORT_RESET, for a buffer */
 	bool starved;	  /* a connection has data and no credit, and has not asked for any */

@@ -158,6 +158,7 @@ static int vsock_speak(struct vsock *v, struct chain *ch)
 void vsock_serve_rx(struct vsock *v)
 {
 	struct virtq *vq = &v->dev.vq[QUEUE_RX];
+	uint16_t before = vq->used_idx;
 	struct chain ch;
 	int r = 0;
 
@@ -172,6 +173,7 @@ void vsock_serve_rx(struct vsock *v)
 		if (r <= 0)
 			break;
 	}
+	v->rx_short = v->ready_first && (v->rx_short || vq->used_idx != before);
 	if (r < 0)
 		virtio_break(&v->dev);
 	else if (virtio_notify(&v->dev, vq))

@@ -844,9 +844,10 @@ class TestDeviceReset:
 
 @pytest.fixture
 def streaming():
-    """``(guest, host's socket)`` after so much from the guest that its kicks are put off."""
+    """``(guest, host's socket, another device's queue)`` after so much from the guest that its kicks are put off."""
     with Machine(64 << 20) as machine:
         guest = Guest(machine, VERSION_1 | EVENT_IDX)
+        (other,) = machine.rng().start()
         guest.post()
         host = guest.offer()
         guest.connect()
@@ -857,7 +858,7 @@ def streaming():
             assert len(drain(host)) == MAX_PACKET
         # Of packets of 64 KiB one more than is here: half of Linux's window.
         assert guest.tx.avail_event == guest.tx.avail_idx + 1
-        yield guest, host
+        yield guest, host, other
         guest.close()
 
 
@@ -865,12 +866,12 @@ class TestKicksPutOff:
     """What the guest has not kicked for is seen all the same."""
 
     def put_off(self, streaming) -> None:
-        guest, host = streaming
+        guest, host, _other = streaming
         guest.queue_packet(Packet(data=b"!"))
         assert drain(host) == b""
 
     def test_after_a_quiet_moment(self, streaming):
-        guest, host = streaming
+        guest, host, _other = streaming
         for _ in range(2):  # a slow stream is one, too
             self.put_off(streaming)
             assert lib.vm_poll(guest.machine.core, -1) == 1
@@ -879,22 +880,89 @@ class TestKicksPutOff:
         assert lib.vm_poll(guest.machine.core, -1) == 1
         assert guest.tx.avail_event == guest.tx.avail_idx
 
+    def test_after_a_silence_it_is_soon_a_stream_again(self, streaming):
+        guest, host, _other = streaming
+        assert lib.vm_poll(guest.machine.core, -1) == 1
+        for more in 0, 1:  # packets of 64 KiB: STREAM is 256, of which silence takes a quarter
+            guest.queue_packet(Packet(data=bytes(MAX_PACKET - 1 + more)))
+            guest.tx.kick()
+            assert lib.vm_poll(guest.machine.core, -1) == 1
+            assert len(drain(host)) == MAX_PACKET - 1 + more
+            assert guest.tx.avail_event == guest.tx.avail_idx + more
+
     def test_when_its_host_does_something(self, streaming):
-        guest, host = streaming
+        guest, host, _other = streaming
         self.put_off(streaming)
         host.send(b"?")
         assert lib.vm_poll(guest.machine.core, -1) == 1
         assert drain(host) == b"!"
 
     def test_when_others_leave_no_quiet_moment(self, streaming):
-        guest, host = streaming
+        guest, host, other = streaming
         self.put_off(streaming)
         rounds = 0
         while not (seen := drain(host)):
-            guest.event.kick()
+            other.kick()
             assert lib.vm_poll(guest.machine.core, -1) == 1
             rounds += 1
         assert (seen, rounds) == (b"!", 7)  # the first of eight was that of the last kick
+
+
+@pytest.fixture
+def crowded():
+    """``(guest, host's socket)`` after more for the guest than it has buffers for."""
+    with Machine(64 << 20) as machine:
+        guest = Guest(machine, VERSION_1 | EVENT_IDX)
+        guest.post(4)
+        host = guest.offer()
+        guest.connect()
+        host.send(bytes(range(256)) * 100)
+        assert lib.vm_poll(machine.core, -1) == 1
+        yield guest, host
+        guest.close()
+
+
+class TestCreditPutOff:
+    """While the guest is to give buffers first, its kick for them does."""
+
+    def test_kicks_are_put_off(self, crowded):
+        guest, _host = crowded
+        assert guest.tx.avail_event == guest.tx.avail_idx + 64
+        guest.queue_packet(Packet(op=CREDIT_UPDATE))
+        guest.rx.add(into=[guest.machine.room(RX_BUFFER)])
+        guest.rx.kick()
+        assert lib.vm_poll(guest.machine.core, -1) == 1
+        assert guest.tx.take() is not None
+        assert guest.tx.avail_event == guest.tx.avail_idx + 64
+
+    def test_until_there_are_buffers_enough(self, crowded):
+        guest, host = crowded
+        guest.post(16)
+        assert b"".join(p.data for p in guest.received()) == bytes(range(256)) * 100
+        assert guest.tx.avail_event == guest.tx.avail_idx
+        host.send(b"?")
+        assert [p.data for p in guest.received()] == []
+        assert lib.vm_poll(guest.machine.core, -1) == 1
+        assert [p.data for p in guest.received()] == [b"?"]
+        assert guest.tx.avail_event == guest.tx.avail_idx
+
+    def test_a_guest_that_gives_none_costs_nothing(self, crowded):
+        guest, host = crowded
+        assert lib.vm_poll(guest.machine.core, -1) == 1  # a quiet moment
+        assert guest.tx.avail_event == guest.tx.avail_idx
+        assert lib.vm_poll(guest.machine.core, 100) == 0  # and no other
+        guest.send(data=b"!")
+        assert drain(host) == b"!"
+        assert lib.vm_poll(guest.machine.core, 100) == 0
+        assert guest.tx.avail_event == guest.tx.avail_idx
+
+    def test_data_is_waited_for(self, crowded):
+        guest, host = crowded
+        guest.queue_packet(Packet(data=b"!"))
+        guest.tx.kick()
+        assert lib.vm_poll(guest.machine.core, -1) == 1
+        assert drain(host) == b"!"
+        assert guest.tx.avail_event == guest.tx.avail_idx
 
 
 def test_random_traffic_on_several_connections(guest):
