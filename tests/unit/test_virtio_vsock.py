@@ -844,8 +844,8 @@ class TestDeviceReset:
 
 @pytest.fixture
 def streaming():
-    """``(guest, host's socket, another device's queue)`` after so much from the guest that its kicks
-    are put off.
+    """``(guest, host's socket, another device's queue)`` after so much from the guest that its
+    kicks are put off.
     """
     with Machine(64 << 20) as machine:
         guest = Guest(machine, VERSION_1 | EVENT_IDX)
