@@ -38,7 +38,7 @@ DEVICES = {  # and how many inputs of a device's get somewhere
     "console": (37, "14 that say something"),
     "registers": (67, "48 that start a device"),
     "rng": (63, "23 that get bytes"),
-    "vsock": (165, "90 that talk both ways"),
+    "vsock": (166, "90 that talk both ways"),
 }
 
 
